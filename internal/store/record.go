@@ -1,0 +1,38 @@
+// Package store remembers every attachment of this node durably.
+//
+// A record is written before the first kernel call of an attachment and
+// completed with its result afterwards. Everything that ends or verifies an
+// attachment works from its record, never from today's manifests.
+package store
+
+import (
+	"encoding/json"
+
+	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/plan"
+)
+
+// Sandbox is the request of the runtime that a record belongs to.
+type Sandbox struct {
+	ContainerID string `json:"containerID"`
+	// IfName is the CNI_IFNAME of the request. ContainerID and IfName
+	// together identify what the runtime will DEL.
+	IfName string   `json:"ifName"`
+	NetNS  string   `json:"netns"`
+	NSID   netns.ID `json:"nsID"`
+	Args   string   `json:"args,omitempty"`
+	// Path is the CNI_PATH of the request.
+	Path string   `json:"path,omitempty"`
+	Pod  plan.Pod `json:"pod"`
+}
+
+// Record is one attachment of one sandbox.
+type Record struct {
+	Sandbox Sandbox `json:"sandbox"`
+	// Index is the attachment's place in the plan. ADD goes up, DEL down.
+	Index      int             `json:"index"`
+	Attachment plan.Attachment `json:"attachment"`
+	// Result is the CNI result in the format of the latest specification.
+	// Empty means intent: ADD began and may have done any part of it.
+	Result json.RawMessage `json:"result,omitempty"`
+}
