@@ -1,0 +1,60 @@
+# Everything a user or CI runs. `make help` lists the targets.
+
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GO_FILES = $(shell find cmd internal api -name '*.go' -not -name '*_test.go' 2>/dev/null)
+
+# What Debian provides, by a program or file that each package brings.
+# "braid lab up" names what is missing on its own too.
+DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptables=iptables \
+	/bin/busybox=busybox-static /sbin/modprobe=kmod /usr/sbin/conntrack=conntrack /sbin/bridge=iproute2
+
+.PHONY: help deps build lint test test-unit test-guest test-cluster bench demo demo-down clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+deps: ## install the Debian packages that the lab and the tests need
+	@missing=$$(for p in $(DEBIAN); do [ -e "$${p%%=*}" ] || echo "$${p##*=}"; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing: $$(echo $$missing)"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+build: bin/braid bin/braidd bin/braid-cni ## static bin/braid, bin/braidd and bin/braid-cni
+
+bin/%: go.mod go.sum $(GO_FILES)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+lint: ## gofmt, vet and staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+test: deps lint test-unit test-guest test-cluster ## everything that CI runs
+
+# As root, the tests that use the machine's own kernel run too.
+test-unit: deps ## unit tests and tests in network namespaces of this machine, with -race
+	BRAID_TIER=$$([ $$(id -u) = 0 ] && echo net || echo unit) go test -race ./...
+
+test-guest: deps ## tests under a guest kernel: what this machine's kernel may lack
+	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
+	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/...
+
+test-cluster: deps build ## the scenarios on a real cluster
+	BRAID_TIER=cluster go test -timeout 40m -v -run Cluster ./internal/demo/... ./internal/lab/... ./internal/kube/...
+
+bench: deps ## Braid beside the upstream plugins, as ratios
+	go test -run '^$$' -bench . ./...
+
+demo: deps build ## pods in VLANs on a real cluster of this machine
+	bin/braid lab demo
+
+demo-down: ## remove everything that "make demo" started
+	bin/braid lab down
+
+clean: ## remove what was built
+	rm -rf bin out
