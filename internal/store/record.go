@@ -22,8 +22,11 @@ type Sandbox struct {
 	NSID   netns.ID `json:"nsID"`
 	Args   string   `json:"args,omitempty"`
 	// Path is the CNI_PATH of the request.
-	Path string   `json:"path,omitempty"`
-	Pod  plan.Pod `json:"pod"`
+	Path string `json:"path,omitempty"`
+	// Network is the name of the configuration that the runtime sent. Its GC
+	// speaks only of the attachments that were made through it.
+	Network string   `json:"network,omitempty"`
+	Pod     plan.Pod `json:"pod"`
 }
 
 // Record is one attachment of one sandbox.
@@ -36,3 +39,11 @@ type Record struct {
 	// Empty means intent: ADD began and may have done any part of it.
 	Result json.RawMessage `json:"result,omitempty"`
 }
+
+// Key is the key that the record is stored under.
+func (r Record) Key() Key {
+	return Key{ContainerID: r.Sandbox.ContainerID, IfName: r.Sandbox.IfName, Index: r.Index}
+}
+
+// Complete reports whether ADD finished this attachment.
+func (r Record) Complete() bool { return len(r.Result) > 0 }

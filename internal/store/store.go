@@ -1,0 +1,394 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// FileName is the database's name in the state directory.
+const FileName = "braid.db"
+
+// ErrLocked is returned by Open while another process has the store open.
+var ErrLocked = errors.New("another braidd has it open; stop that one first, two daemons on one node would undo each other's work")
+
+var errClosed = errors.New("it is closed")
+
+var (
+	bucketMeta        = []byte("meta")
+	bucketAttachments = []byte("attachments")
+	bucketQuarantine  = []byte("quarantine")
+	keyVersion        = []byte("version")
+	keyProbe          = []byte("probe")
+)
+
+// version is the layout of the buckets. A daemon refuses a store that a later
+// version of Braid has changed.
+const version = "1"
+
+// Store is the open database. All methods may be called concurrently.
+type Store struct {
+	path string
+	db   *bbolt.DB
+
+	writes chan write
+	closed chan struct{} // closed by Close: no more writes are taken
+	done   chan struct{} // closed by the writer when it has ended
+
+	mu   sync.Mutex
+	last error // outcome of the last commit
+}
+
+// write is one change that waits for the next commit.
+type write struct {
+	apply func(*bbolt.Tx) error
+	done  chan error // buffered: the writer never waits for a caller
+}
+
+// Options of Open. The zero value serves.
+type Options struct {
+	// LockWait is how long Open waits for another process to close the store.
+	// The default is 5 seconds, enough for a daemon that is being replaced.
+	LockWait time.Duration
+}
+
+// Open opens or creates the store in dir. Records that cannot be read are set
+// aside and reported by Damaged; a file that is no store of this version at
+// all is an error, and stays as it is.
+func Open(dir string, o Options) (*Store, error) {
+	if o.LockWait <= 0 {
+		o.LockWait = 5 * time.Second
+	}
+	path := filepath.Join(dir, FileName)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Store{
+		path:   path,
+		writes: make(chan write, 64),
+		closed: make(chan struct{}),
+		done:   make(chan struct{}),
+	}
+	err := guard(func() (err error) {
+		s.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+			Timeout:      o.LockWait,
+			FreelistType: bbolt.FreelistMapType,
+		})
+		if err != nil {
+			return err
+		}
+		return s.db.Update(prepare)
+	})
+	if err != nil {
+		if s.db != nil {
+			err = errors.Join(err, guard(s.db.Close))
+		}
+		if errors.Is(err, berrors.ErrTimeout) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("open store %s: %w", path, err)
+	}
+	go s.commitLoop()
+	return s, nil
+}
+
+// prepare makes the buckets, checks the version and sets damaged records aside.
+func prepare(tx *bbolt.Tx) error {
+	for _, name := range [][]byte{bucketMeta, bucketAttachments, bucketQuarantine} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	meta := tx.Bucket(bucketMeta)
+	switch v := meta.Get(keyVersion); {
+	case v == nil:
+		if err := meta.Put(keyVersion, []byte(version)); err != nil {
+			return err
+		}
+	case string(v) != version:
+		return fmt.Errorf("it has layout version %q, this version of Braid knows %s", v, version)
+	}
+	_, damaged := collect(tx, nil)
+	return quarantine(tx, damaged)
+}
+
+// Close finishes the writes under way and releases the file.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	select {
+	case <-s.closed:
+		s.mu.Unlock()
+		<-s.done
+		return nil
+	default:
+		close(s.closed)
+	}
+	s.mu.Unlock()
+	<-s.done
+	return guard(s.db.Close)
+}
+
+// Begin stores records, all of them or none. It is durable when it returns
+// nil. An error leaves open whether they are stored, so the caller treats them
+// as if they were.
+func (s *Store) Begin(ctx context.Context, records []Record) error {
+	type entry struct{ key, value []byte }
+	entries := make([]entry, len(records))
+	for i, r := range records {
+		key, err := r.Key().encode()
+		if err != nil {
+			return fmt.Errorf("store attachment %s: %w", r.Attachment.IfName, err)
+		}
+		value, err := encodeRecord(r)
+		if err != nil {
+			return fmt.Errorf("store attachment %s: %w", r.Attachment.IfName, err)
+		}
+		entries[i] = entry{key, value}
+	}
+	return s.write(ctx, func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketAttachments)
+		for _, e := range entries {
+			if err := b.Put(e.key, e.value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Attached completes a record with the result of its ADD, in the format of the
+// latest CNI specification.
+func (s *Store) Attached(ctx context.Context, k Key, result json.RawMessage) error {
+	key, err := k.encode()
+	if err != nil {
+		return fmt.Errorf("store result: %w", err)
+	}
+	if !json.Valid(result) {
+		return fmt.Errorf("store result of %v: it is not JSON", k)
+	}
+	// An outcome of this one change must not fail those committed with it.
+	var missing error
+	err = s.write(ctx, func(tx *bbolt.Tx) error {
+		missing = nil
+		b := tx.Bucket(bucketAttachments)
+		r, err := decodeRecord(k, b.Get(key))
+		if err != nil {
+			missing = fmt.Errorf("store result: record of %v: %w", k, err)
+			return nil
+		}
+		r.Result = result
+		value, err := encodeRecord(r)
+		if err != nil {
+			return err
+		}
+		return b.Put(key, value)
+	})
+	if err != nil {
+		return err
+	}
+	return missing
+}
+
+// Remove forgets records, damaged ones included. Removing what is not there
+// succeeds.
+func (s *Store) Remove(ctx context.Context, keys ...Key) error {
+	encoded := make([][]byte, len(keys))
+	for i, k := range keys {
+		key, err := k.encode()
+		if err != nil {
+			return fmt.Errorf("remove record: %w", err)
+		}
+		encoded[i] = key
+	}
+	return s.write(ctx, func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketAttachments, bucketQuarantine} {
+			b := tx.Bucket(name)
+			for _, key := range encoded {
+				if err := b.Delete(key); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Sandbox returns the records of one sandbox in the order of its plan. When
+// some cannot be read it returns the others and a *DamagedError, which names
+// them again until they are removed.
+func (s *Store) Sandbox(containerID, ifName string) ([]Record, error) {
+	if _, err := (Key{ContainerID: containerID, IfName: ifName}).encode(); err != nil {
+		return nil, fmt.Errorf("read records: %w", err)
+	}
+	return s.read(sandboxPrefix(containerID, ifName))
+}
+
+// All returns every record, ordered by container, interface and plan. Damaged
+// ones are reported as by Sandbox.
+func (s *Store) All() ([]Record, error) { return s.read(nil) }
+
+func (s *Store) read(prefix []byte) ([]Record, error) {
+	var records []Record
+	var found, earlier []damagedRecord
+	err := guard(func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			records, found = collect(tx, prefix)
+			earlier = quarantined(tx, prefix)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read store %s: %w", s.path, err)
+	}
+	if len(found) > 0 {
+		// Setting them aside is a service to the reader of the file; that it
+		// does not succeed changes nothing for the caller.
+		_ = s.write(context.Background(), func(tx *bbolt.Tx) error { return quarantine(tx, found) })
+	}
+	return records, damage(append(found, earlier...))
+}
+
+// Healthy reports why records cannot be written at the moment, nil when they
+// can. After a failed commit it tries a small one.
+func (s *Store) Healthy(ctx context.Context) error {
+	s.mu.Lock()
+	last := s.last
+	s.mu.Unlock()
+	if last == nil {
+		return nil
+	}
+	return s.write(ctx, func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketMeta).Put(keyProbe, []byte{1})
+	})
+}
+
+// write has apply committed and waits for it, or for ctx.
+func (s *Store) write(ctx context.Context, apply func(*bbolt.Tx) error) error {
+	w := write{apply: apply, done: make(chan error, 1)}
+	select {
+	case <-s.closed:
+		return fmt.Errorf("write store %s: %w", s.path, errClosed)
+	default:
+	}
+	select {
+	case s.writes <- w:
+	case <-s.closed:
+		return fmt.Errorf("write store %s: %w", s.path, errClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("write store %s: %w", s.path, context.Cause(ctx))
+	}
+	var err error
+	select {
+	case err = <-w.done:
+	case <-s.done:
+		// The writer answers everything it took before it ends.
+		select {
+		case err = <-w.done:
+		default:
+			err = errClosed
+		}
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("write store %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// maxGroup bounds one commit.
+const maxGroup = 256
+
+// commitLoop is the only writer. A lone change is committed at once; those
+// that arrive during a commit share the next one, so that many parallel ADDs
+// cost a few fsyncs and not one each. (bbolt's own Batch would make a lone
+// change wait for company first.)
+func (s *Store) commitLoop() {
+	defer close(s.done)
+	for {
+		select {
+		case w := <-s.writes:
+			s.commit(s.group(w))
+		case <-s.closed:
+			for {
+				select {
+				case w := <-s.writes:
+					s.commit(s.group(w))
+				default:
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *Store) group(first write) []write {
+	ws := []write{first}
+	for len(ws) < maxGroup {
+		select {
+		case w := <-s.writes:
+			ws = append(ws, w)
+		default:
+			return ws
+		}
+	}
+	return ws
+}
+
+func (s *Store) commit(ws []write) {
+	err := guard(func() error {
+		return s.db.Update(func(tx *bbolt.Tx) error {
+			for _, w := range ws {
+				if err := w.apply(tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	s.mu.Lock()
+	s.last = err
+	s.mu.Unlock()
+	for _, w := range ws {
+		w.done <- err
+	}
+}
+
+// guard turns a panic of bbolt on a damaged page, and a fault on a file that
+// was truncated under its mapping, into an error.
+func guard(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the file is damaged (%v); move it away and let the runtime delete the node's pods, or restore it", r)
+		}
+	}()
+	return fn()
+}
+
+// collect reads the records below prefix.
+func collect(tx *bbolt.Tx, prefix []byte) (records []Record, damaged []damagedRecord) {
+	c := tx.Bucket(bucketAttachments).Cursor()
+	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		key, err := decodeKey(k)
+		if err == nil {
+			var r Record
+			if r, err = decodeRecord(key, v); err == nil {
+				records = append(records, r)
+				continue
+			}
+		}
+		damaged = append(damaged, damagedRecord{raw: bytes.Clone(k), value: bytes.Clone(v), key: key, reason: err.Error()})
+	}
+	return records, damaged
+}
