@@ -1,0 +1,93 @@
+package rtnl
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"braid.dev/braid/internal/netns"
+)
+
+// Sysctl reads and writes the kernel's network settings. The zero value uses
+// /proc/sys/net; a container, where that is read-only, sets Root to the place
+// that the host's /proc/sys/net is mounted on. What is read and written belongs
+// to the namespace given in each call, whichever mount it goes through.
+type Sysctl struct {
+	Root string
+}
+
+// Setting is one value below Sysctl.Root, such as
+// {"ipv4/conf/eth0.1/arp_notify", "1"}. Slashes separate, so that names of
+// links may contain dots.
+type Setting struct {
+	Path, Value string
+}
+
+// Get reads one setting in ns (nil: the current namespace). A setting that this
+// kernel does not have is fs.ErrNotExist.
+func (s Sysctl) Get(ns *netns.NS, path string) (string, error) {
+	var value string
+	err := in(ns, func() (err error) {
+		value, err = s.read(path)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("sysctl %s: %w", path, err)
+	}
+	return value, nil
+}
+
+// Set writes settings in ns (nil: the current namespace), in order, up to the
+// first that cannot be written. One that has its value already is not written,
+// so that a read-only mount is no hindrance where there is nothing to do. A
+// setting that this kernel does not have is fs.ErrNotExist.
+func (s Sysctl) Set(ns *netns.NS, settings ...Setting) error {
+	return in(ns, func() error {
+		for _, set := range settings {
+			if err := s.write(set); err != nil {
+				return fmt.Errorf("sysctl %s = %s: %w", set.Path, set.Value, err)
+			}
+		}
+		return nil
+	})
+}
+
+func (s Sysctl) write(set Setting) error {
+	if have, err := s.read(set.Path); err == nil && have == set.Value {
+		return nil
+	}
+	path, err := s.file(set.Path)
+	if err != nil {
+		return err
+	}
+	// Not os.WriteFile: it would create a plain file in a Root that is no proc.
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(set.Value)
+	return err
+}
+
+func (s Sysctl) read(path string) (string, error) {
+	file, err := s.file(path)
+	if err != nil {
+		return "", err
+	}
+	data, err := os.ReadFile(file)
+	return strings.TrimSpace(string(data)), err
+}
+
+func (s Sysctl) file(path string) (string, error) {
+	// A link name in the path is somebody's input.
+	if !filepath.IsLocal(path) {
+		return "", fmt.Errorf("path %q leaves the tree", path)
+	}
+	root := s.Root
+	if root == "" {
+		root = "/proc/sys/net"
+	}
+	return filepath.Join(root, path), nil
+}
