@@ -1,6 +1,14 @@
 package plan
 
-import "errors"
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
 
 // Plan is what one pod will get: its default network first, then the networks
 // it asked for, in the order it asked for them.
@@ -9,25 +17,332 @@ type Plan struct {
 	Attachments []Attachment `json:"attachments"`
 }
 
-// Error says why a pod cannot be planned, with a code of the CNI specification.
-type Error struct {
-	// Code is the CNI error code (CNI specification 1.1, section "Error").
-	Code uint
-	// Network is the network concerned as namespace/name, or empty when the
-	// request as a whole is at fault.
-	Network string
-	Err     error
+// defaultNetworkNamespace is where Multus looks a default network up that the
+// pod's annotation names without a namespace.
+const defaultNetworkNamespace = "kube-system"
+
+// Build decides what in.Pod gets: all of it or, with the first thing that
+// cannot be given, an *Error. The same input gives the same plan.
+func Build(in Input) (Plan, error) {
+	first, err := defaultAttachment(in)
+	if err != nil {
+		return Plan{}, err
+	}
+	p := Plan{Pod: in.Pod, Attachments: []Attachment{first}}
+	selections, err := ParseNetworks(in.Pod.Annotations[NetworksAnnotation])
+	if err != nil {
+		return Plan{}, invalid("annotation %s: %w", NetworksAnnotation, err)
+	}
+	taken := map[string]string{first.IfName: "the default network"}
+	for i, s := range selections {
+		place := i + 1
+		if s.Namespace == "" {
+			s.Namespace = in.Pod.Namespace
+		}
+		a := Attachment{Network: s.Namespace + "/" + s.Name, IfName: s.IfName}
+		a.because("asked for by the pod: element %d of annotation %s", place, NetworksAnnotation)
+		if a.IfName == "" {
+			a.IfName = fmt.Sprintf("net%d", place)
+			a.because("interface %s: number %d of the networks the pod asked for", a.IfName, place)
+		} else {
+			a.because("interface %s: the pod's choice", a.IfName)
+		}
+		if owner, clash := taken[a.IfName]; clash {
+			return Plan{}, about(a.Network, fmt.Errorf("element %d: interface %s already belongs to %s; choose another one with \"interface\" or @", place, a.IfName, owner))
+		}
+		taken[a.IfName] = fmt.Sprintf("element %d (%s)", place, a.Network)
+		if err := a.configure(in, s); err != nil {
+			return Plan{}, about(a.Network, fmt.Errorf("element %d: %w", place, err))
+		}
+		p.Attachments = append(p.Attachments, a)
+	}
+	return p, nil
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
+// defaultAttachment plans the pod's default network, which every pod has and
+// has first (NPWG specification 1.3, section 7.1).
+func defaultAttachment(in Input) (Attachment, error) {
+	if _, err := interfaceName(in.IfName); err != nil {
+		return Attachment{}, &Error{Code: types.ErrInvalidEnvironmentVariables, Err: fmt.Errorf("CNI_IFNAME: %w", err)}
+	}
+	a := Attachment{
+		Network:       in.Default.Name,
+		IfName:        in.IfName,
+		Default:       true,
+		Config:        in.Default,
+		RuntimeConfig: maps.Clone(in.RuntimeConfig),
+	}
+	annotation, ok := in.Pod.Annotations[DefaultNetworkAnnotation]
+	if !ok {
+		if len(in.Default.Plugins) == 0 {
+			return Attachment{}, later("there is no default network yet")
+		}
+		a.because("default network of the node")
+		return a, nil
+	}
+	selections, err := ParseNetworks(annotation)
+	if err == nil && len(selections) != 1 {
+		err = fmt.Errorf("exactly one network is wanted, not %d", len(selections))
+	}
+	if err != nil {
+		return Attachment{}, invalid("annotation %s: %w", DefaultNetworkAnnotation, err)
+	}
+	s := selections[0]
+	if s.Namespace == "" {
+		s.Namespace = defaultNetworkNamespace
+	}
+	a.Network = s.Namespace + "/" + s.Name
+	a.because("default network of the pod instead of %s: annotation %s", in.Default.Name, DefaultNetworkAnnotation)
+	if s.IfName != "" && s.IfName != in.IfName {
+		return Attachment{}, about(a.Network, fmt.Errorf("interface %s: the runtime wants the default network as %s", s.IfName, in.IfName))
+	}
+	if err := a.configure(in, s); err != nil {
+		return Attachment{}, about(a.Network, err)
+	}
+	return a, nil
+}
 
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Err }
+// configure finds the network that s selects and adds what s asks of it.
+func (a *Attachment) configure(in Input, s Selection) (err error) {
+	if a.Config, err = a.find(in, s); err != nil {
+		return err
+	}
+	return a.ask(s)
+}
 
-// Build decides what in.Pod gets. Errors are of type *Error.
-func Build(in Input) (Plan, error) { return Plan{}, errors.New("not written yet") }
+// find looks the configuration up in the order of the NPWG specification 1.3,
+// section 3.4: spec.config, then the conf dir.
+func (a *Attachment) find(in Input, s Selection) (Network, error) {
+	d, ok := Definition{}, false
+	if in.Definition != nil {
+		d, ok = in.Definition(s.Namespace, s.Name)
+	}
+	if !ok {
+		return Network{}, later("there is no NetworkAttachmentDefinition %q in namespace %q", s.Name, s.Namespace)
+	}
+	if strings.TrimSpace(d.Config) != "" {
+		n, err := ParseNetwork([]byte(d.Config), s.Name)
+		if err != nil {
+			return Network{}, fmt.Errorf("spec.config: %w", err)
+		}
+		a.because("configuration: spec.config of NetworkAttachmentDefinition %s", a.Network)
+		return n, nil
+	}
+	if in.OnDisk != nil {
+		if n, ok := in.OnDisk(s.Name); ok {
+			a.because("configuration: network %s of the conf dir, as NetworkAttachmentDefinition %s has none", s.Name, a.Network)
+			return n, nil
+		}
+	}
+	return Network{}, later("NetworkAttachmentDefinition %s has no spec.config, and the node's conf dir has no network named %q", a.Network, s.Name)
+}
 
-// ParseNetwork reads a CNI configuration or configuration list.
-func ParseNetwork(data []byte, name string) (Network, error) {
-	return Network{}, errors.New("not written yet")
+func (a *Attachment) because(format string, args ...any) {
+	a.Reasons = append(a.Reasons, fmt.Sprintf(format, args...))
+}
+
+// hostLocal is the one address delegate that reads a single address from
+// CNI_ARGS.
+const hostLocal = "host-local"
+
+// argsIPAM are the address delegates that read CNI_ARGS IP and args.cni.ips
+// without the capability ips. People's manifests rely on it.
+var argsIPAM = []string{"static", hostLocal, "whereabouts"}
+
+// argsMAC are the plugins that read CNI_ARGS MAC without the capability mac.
+var argsMAC = []string{"bridge", "macvlan", "tap", "tuning", "sriov", "ovs"}
+
+// ask passes what the pod asks for to the plugins: as runtimeConfig to those
+// that declare the capability and, for addresses, in the older ways to those
+// that are known to listen without declaring it. What no plugin would hear is
+// refused (NPWG specification 1.3, section 4.1.2): the pod would run without.
+func (a *Attachment) ask(s Selection) error {
+	if err := a.askCNIArgs(s.CNIArgs); err != nil {
+		return err
+	}
+	if err := a.askIPs(s.IPs); err != nil {
+		return err
+	}
+	if err := a.askMAC(s.MAC); err != nil {
+		return err
+	}
+	for _, r := range []struct {
+		key, capability string
+		asked           bool
+		value           any
+	}{
+		{"portMappings", "portMappings", len(s.PortMappings) > 0, s.PortMappings},
+		{"bandwidth", "bandwidth", s.Bandwidth != nil, s.Bandwidth},
+		{"infiniband-guid", "infinibandGUID", s.InfinibandGUID != "", s.InfinibandGUID},
+		{"deviceID", "deviceID", s.DeviceID != "", s.DeviceID},
+	} {
+		if !r.asked {
+			continue
+		}
+		if !a.declares(r.capability) {
+			return fmt.Errorf("%s: no plugin of the network declares the capability %q", r.key, r.capability)
+		}
+		if err := a.setRuntimeConfig(r.capability, r.value); err != nil {
+			return fmt.Errorf("%s: %w", r.key, err)
+		}
+		a.because("%s: the pod's choice, passed as runtimeConfig.%s", r.key, r.capability)
+	}
+	return nil
+}
+
+func (a *Attachment) askIPs(ips []string) error {
+	if len(ips) == 0 {
+		return nil
+	}
+	declared := a.declares("ips")
+	known := func(p Plugin) bool { return slices.Contains(argsIPAM, p.IPAM) }
+	listens := slices.ContainsFunc(a.Config.Plugins, known)
+	if !declared && !listens {
+		return fmt.Errorf("ips: no plugin of the network declares the capability \"ips\" or has an ipam of type %s", strings.Join(argsIPAM, ", "))
+	}
+	var ways []string
+	if declared {
+		ways = append(ways, "runtimeConfig.ips")
+		if err := a.setRuntimeConfig("ips", ips); err != nil {
+			return err
+		}
+	}
+	if listens {
+		single := slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return p.IPAM == hostLocal })
+		if len(ips) == 1 || !single {
+			ways = append(ways, "CNI_ARGS IP")
+			a.addCNIArg("IP", strings.Join(ips, ","))
+		} else if undeclared := func(p Plugin) bool { return known(p) && !p.Capabilities["ips"] }; slices.ContainsFunc(a.Config.Plugins, undeclared) {
+			ways = append(ways, "args.cni.ips")
+			if err := a.setArgs(undeclared, map[string]any{"ips": ips}); err != nil {
+				return err
+			}
+		}
+	}
+	a.because("addresses %s: the pod's choice, passed as %s", strings.Join(ips, ", "), strings.Join(ways, " and "))
+	return nil
+}
+
+func (a *Attachment) askMAC(mac string) error {
+	if mac == "" {
+		return nil
+	}
+	declared := a.declares("mac")
+	listens := slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return slices.Contains(argsMAC, p.Type) })
+	if !declared && !listens {
+		return fmt.Errorf("mac: no plugin of the network declares the capability \"mac\" or is of type %s", strings.Join(argsMAC, ", "))
+	}
+	var ways []string
+	if declared {
+		ways = append(ways, "runtimeConfig.mac")
+		if err := a.setRuntimeConfig("mac", mac); err != nil {
+			return err
+		}
+	}
+	if listens {
+		ways = append(ways, "CNI_ARGS MAC")
+		a.addCNIArg("MAC", mac)
+	}
+	a.because("hardware address %s: the pod's choice, passed as %s", mac, strings.Join(ways, " and "))
+	return nil
+}
+
+// askCNIArgs makes args the args.cni of every plugin, the pod's value before
+// the definition's (NPWG specification 1.3, section 4.1.2.5).
+func (a *Attachment) askCNIArgs(args map[string]json.RawMessage) error {
+	if len(args) == 0 {
+		return nil
+	}
+	values := map[string]any{}
+	for k, v := range args {
+		values[k] = v
+	}
+	if err := a.setArgs(func(Plugin) bool { return true }, values); err != nil {
+		return fmt.Errorf("cni-args: %w", err)
+	}
+	a.because("cni-args %s: the pod's choice, passed as args.cni", strings.Join(slices.Sorted(maps.Keys(args)), ", "))
+	return nil
+}
+
+// setArgs writes values below args.cni of the plugins that match.
+func (a *Attachment) setArgs(match func(Plugin) bool, values map[string]any) error {
+	// The network may be shared with other plans, so its chain is not changed
+	// in place.
+	a.Config.Plugins = slices.Clone(a.Config.Plugins)
+	for i, p := range a.Config.Plugins {
+		if !match(p) {
+			continue
+		}
+		conf, err := withArgs(p.Conf, values)
+		if err != nil {
+			return fmt.Errorf("plugin %s: %w", p.Type, err)
+		}
+		a.Config.Plugins[i].Conf = conf
+	}
+	return nil
+}
+
+// withArgs returns conf with values below args.cni and everything else as its
+// author wrote it.
+func withArgs(conf json.RawMessage, values map[string]any) (json.RawMessage, error) {
+	args, err := objectAt(conf, "args")
+	if err != nil {
+		return nil, err
+	}
+	cni, err := objectAt(args, "cni")
+	if err != nil {
+		return nil, fmt.Errorf("args: %w", err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		value, err := json.Marshal(values[key])
+		if err != nil {
+			return nil, err
+		}
+		if cni, err = setMember(cni, key, value); err != nil {
+			return nil, err
+		}
+	}
+	if args, err = setMember(args, "cni", cni); err != nil {
+		return nil, err
+	}
+	return setMember(conf, "args", args)
+}
+
+// objectAt returns the object that a key of an object holds, or an empty one.
+func objectAt(object json.RawMessage, key string) (json.RawMessage, error) {
+	ms, err := members(object)
+	if err != nil {
+		return nil, err
+	}
+	value, _ := lookup(ms, key)
+	if isNull(value) {
+		return json.RawMessage(`{}`), nil
+	}
+	if kind(value) != "an object" {
+		return nil, fmt.Errorf("%s: want an object, have %s", key, kind(value))
+	}
+	return value, nil
+}
+
+func (a *Attachment) declares(capability string) bool {
+	return slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return p.Capabilities[capability] })
+}
+
+func (a *Attachment) setRuntimeConfig(capability string, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	if a.RuntimeConfig == nil {
+		a.RuntimeConfig = map[string]json.RawMessage{}
+	}
+	a.RuntimeConfig[capability] = text
+	return nil
+}
+
+func (a *Attachment) addCNIArg(key, value string) {
+	if a.CNIArgs != "" {
+		a.CNIArgs += ";"
+	}
+	a.CNIArgs += key + "=" + value
 }

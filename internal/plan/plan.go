@@ -48,7 +48,8 @@ type Plugin struct {
 	Capabilities map[string]bool `json:"capabilities,omitempty"`
 	// Conf holds the bytes the author wrote, keys that Braid does not know
 	// included. The name, cniVersion, runtimeConfig and prevResult that CNI
-	// injects are not part of it.
+	// injects are not part of it, unless the author wrote them, as for the name
+	// and version of a single configuration; injection overwrites them.
 	Conf json.RawMessage `json:"conf"`
 }
 

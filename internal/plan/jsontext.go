@@ -1,0 +1,209 @@
+package plan
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"unicode/utf8"
+)
+
+// member is one key of a JSON object with its value as it was written, which
+// is object[start:end]. Working on the text keeps every key that Braid does
+// not know, the order of keys and the precision of numbers.
+type member struct {
+	key        string
+	value      json.RawMessage
+	start, end int
+}
+
+// members splits a JSON object.
+func members(object []byte) ([]member, error) {
+	dec, err := enter(object, '{')
+	if err != nil {
+		return nil, err
+	}
+	var ms []member
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return nil, atOffset(object, err)
+		}
+		m := member{key: key.(string)} // the decoder has refused every other token
+		if err := dec.Decode(&m.value); err != nil {
+			return nil, atOffset(object, err)
+		}
+		m.end = int(dec.InputOffset())
+		m.start = m.end - len(m.value)
+		ms = append(ms, m)
+	}
+	return ms, nil
+}
+
+// elements splits a JSON array.
+func elements(array []byte) ([]json.RawMessage, error) {
+	dec, err := enter(array, '[')
+	if err != nil {
+		return nil, err
+	}
+	var list []json.RawMessage
+	for dec.More() {
+		var e json.RawMessage
+		if err := dec.Decode(&e); err != nil {
+			return nil, atOffset(array, err)
+		}
+		list = append(list, e)
+	}
+	return list, nil
+}
+
+// enter verifies that text is exactly one JSON object or array and returns a
+// decoder that stands behind its opening bracket.
+func enter(text []byte, open json.Delim) (*json.Decoder, error) {
+	var whole json.RawMessage
+	if err := json.Unmarshal(text, &whole); err != nil {
+		return nil, atOffset(text, err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	if t, err := dec.Token(); err != nil || t != open {
+		want := "an object { }"
+		if open == '[' {
+			want = "a list [ ]"
+		}
+		return nil, fmt.Errorf("want %s, have %s", want, kind(whole))
+	}
+	return dec, nil
+}
+
+// lookup returns the value of a key. The last one counts when the author wrote
+// it twice, as for every reader of JSON in CNI.
+func lookup(ms []member, key string) (json.RawMessage, bool) {
+	for i := len(ms) - 1; i >= 0; i-- {
+		if ms[i].key == key {
+			return ms[i].value, true
+		}
+	}
+	return nil, false
+}
+
+// setMember returns object with key set to value and every other byte as it
+// was. It never writes into object.
+func setMember(object []byte, key string, value []byte) ([]byte, error) {
+	ms, err := members(object)
+	if err != nil {
+		return nil, err
+	}
+	for i := len(ms) - 1; i >= 0; i-- {
+		if ms[i].key == key {
+			return splice(object, ms[i].start, ms[i].end, value), nil
+		}
+	}
+	quoted, err := json.Marshal(key)
+	if err != nil {
+		return nil, err
+	}
+	text := append(append(quoted, ':'), value...)
+	if len(ms) == 0 {
+		at := bytes.LastIndexByte(object, '}')
+		return splice(object, at, at, text), nil
+	}
+	at := ms[len(ms)-1].end
+	return splice(object, at, at, append([]byte{','}, text...)), nil
+}
+
+func splice(text []byte, start, end int, insert []byte) []byte {
+	out := make([]byte, 0, len(text)-(end-start)+len(insert))
+	out = append(out, text[:start]...)
+	out = append(out, insert...)
+	return append(out, text[end:]...)
+}
+
+// atOffset adds the place to an error of encoding/json.
+func atOffset(text []byte, err error) error {
+	offset := int64(-1)
+	var syntax *json.SyntaxError
+	var mistype *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		offset = syntax.Offset - 1 // Offset counts the offending byte too
+	case errors.As(err, &mistype):
+		offset = mistype.Offset - 1
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		offset = int64(len(text))
+	default:
+		return fmt.Errorf("broken JSON: %w", err)
+	}
+	offset = max(0, min(offset, int64(len(text))))
+	if len(bytes.TrimSpace(text)) == 0 {
+		return fmt.Errorf("broken JSON: nothing but white space")
+	}
+	before := text[:offset]
+	line := 1 + bytes.Count(before, []byte{'\n'})
+	column := 1 + utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:])
+	return fmt.Errorf("broken JSON at %d:%d: %w", line, column, err)
+}
+
+// kind names the type of a valid JSON value for a person.
+func kind(value json.RawMessage) string {
+	value = bytes.TrimSpace(value)
+	if len(value) == 0 {
+		return "nothing"
+	}
+	switch value[0] {
+	case '{':
+		return "an object"
+	case '[':
+		return "a list"
+	case '"':
+		return "a string"
+	case 't', 'f':
+		return "a boolean"
+	case 'n':
+		return "null"
+	default:
+		return "a number"
+	}
+}
+
+// isNull tells whether a value is absent or null, which mean the same in every
+// configuration Braid reads.
+func isNull(value json.RawMessage) bool {
+	return len(value) == 0 || bytes.Equal(bytes.TrimSpace(value), []byte("null"))
+}
+
+// stringOf reads a string; null and absent are empty.
+func stringOf(value json.RawMessage) (string, error) {
+	if isNull(value) {
+		return "", nil
+	}
+	var s string
+	if err := json.Unmarshal(value, &s); err != nil {
+		return "", fmt.Errorf("want a string, have %s", kind(value))
+	}
+	return s, nil
+}
+
+// strict reads an object into a struct and refuses keys that it does not have.
+func strict(value json.RawMessage, to any) error {
+	if kind(value) != "an object" {
+		return fmt.Errorf("have %s", kind(value))
+	}
+	dec := json.NewDecoder(bytes.NewReader(value))
+	dec.DisallowUnknownFields()
+	return dec.Decode(to)
+}
+
+// quote shows what somebody else wrote, shortened: it may be long and is read
+// in an event of Kubernetes.
+func quote(s string) string {
+	const most = 64
+	if len(s) > most {
+		cut := most
+		for cut > 0 && !utf8.RuneStart(s[cut]) {
+			cut--
+		}
+		return fmt.Sprintf("%q…", s[:cut])
+	}
+	return fmt.Sprintf("%q", s)
+}

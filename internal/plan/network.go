@@ -1,0 +1,212 @@
+package plan
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// OwnType is the plugin type of Braid's own configuration.
+const OwnType = "braid-cni"
+
+// cniVersions are the versions of the CNI specification that a network may be
+// written for, oldest first.
+var cniVersions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+
+// ParseNetwork reads a CNI configuration list, or a single configuration as a
+// list of one, such as a NetworkAttachmentDefinition's spec.config or a file of
+// the conf dir. The given name is used when data has none (NPWG specification
+// 1.3, section 3.4.1); a configuration without any name is refused.
+//
+// The highest version that cniVersion and cniVersions offer and Braid knows is
+// chosen, as libcni does; without both it is 0.1.0, as every plugin assumes.
+//
+// Errors are of type *Error and give broken JSON's place as line:column.
+func ParseNetwork(data []byte, name string) (Network, error) {
+	data = bytes.TrimSpace(data)
+	ms, err := members(data)
+	if err != nil {
+		return Network{}, invalid("%w", err)
+	}
+	if callsBraid(data) {
+		return Network{}, invalid("plugin type %q: %w", OwnType, ErrSelf)
+	}
+	var n Network
+	if n.Name, err = networkName(ms, name); err != nil {
+		return Network{}, invalid("%w", err)
+	}
+	if n.CNIVersion, err = networkVersion(ms); err != nil {
+		return Network{}, &Error{Code: types.ErrIncompatibleCNIVersion, Err: err}
+	}
+	plugins := []json.RawMessage{data}
+	if list, ok := lookup(ms, "plugins"); ok {
+		if n.DisableCheck, err = boolOf(ms, "disableCheck"); err != nil {
+			return Network{}, invalid("%w", err)
+		}
+		if n.DisableGC, err = boolOf(ms, "disableGC"); err != nil {
+			return Network{}, invalid("%w", err)
+		}
+		if plugins, err = elements(list); err != nil {
+			return Network{}, invalid("plugins: %w", err)
+		}
+		if len(plugins) == 0 {
+			return Network{}, invalid("plugins: the list is empty")
+		}
+	}
+	for i, conf := range plugins {
+		p, err := parsePlugin(conf)
+		if err != nil {
+			if len(plugins) > 1 || len(conf) != len(data) {
+				err = fmt.Errorf("plugin %d: %w", i+1, err)
+			}
+			return Network{}, invalid("%w", err)
+		}
+		n.Plugins = append(n.Plugins, p)
+	}
+	return n, nil
+}
+
+func parsePlugin(conf json.RawMessage) (Plugin, error) {
+	ms, err := members(conf)
+	if err != nil {
+		return Plugin{}, err
+	}
+	p := Plugin{Conf: slices.Clone(conf)}
+	value, _ := lookup(ms, "type")
+	if p.Type, err = pluginType(value); err != nil {
+		return Plugin{}, fmt.Errorf("type: %w", err)
+	}
+	if p.Type == "" {
+		return Plugin{}, fmt.Errorf("type: missing; it names the plugin, such as bridge")
+	}
+	if value, _ := lookup(ms, "ipam"); !isNull(value) {
+		ipam, err := members(value)
+		if err != nil {
+			return Plugin{}, fmt.Errorf("ipam of plugin %s: %w", p.Type, err)
+		}
+		value, _ := lookup(ipam, "type")
+		if p.IPAM, err = pluginType(value); err != nil {
+			return Plugin{}, fmt.Errorf("ipam type of plugin %s: %w", p.Type, err)
+		}
+	}
+	if value, _ := lookup(ms, "capabilities"); !isNull(value) {
+		if err := json.Unmarshal(value, &p.Capabilities); err != nil {
+			return Plugin{}, fmt.Errorf("capabilities of plugin %s: want an object of booleans, such as {\"ips\": true}", p.Type)
+		}
+	}
+	return p, nil
+}
+
+// pluginType reads the name of a plugin. It becomes the name of a program, so
+// it must not lead out of the directories that are searched for it.
+func pluginType(value json.RawMessage) (string, error) {
+	s, err := stringOf(value)
+	if err != nil {
+		return "", err
+	}
+	if s == "." || s == ".." || strings.ContainsAny(s, "/\\\x00") {
+		return "", fmt.Errorf("%s is no plugin name; a bare name without a slash is", quote(s))
+	}
+	return s, nil
+}
+
+// validName is the form of a network name (CNI specification 1.1, section 1).
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
+
+func networkName(ms []member, fallback string) (string, error) {
+	value, _ := lookup(ms, "name")
+	name, err := stringOf(value)
+	if err != nil {
+		return "", fmt.Errorf("name: %w", err)
+	}
+	if name == "" {
+		name = fallback
+	}
+	if name == "" {
+		return "", fmt.Errorf("name: missing")
+	}
+	if !validName.MatchString(name) {
+		return "", fmt.Errorf("name %s: a network name begins with a letter or digit, followed by letters, digits, '_', '.' or '-'", quote(name))
+	}
+	return name, nil
+}
+
+func networkVersion(ms []member) (string, error) {
+	value, _ := lookup(ms, "cniVersion")
+	version, err := stringOf(value)
+	if err != nil {
+		return "", fmt.Errorf("cniVersion: %w", err)
+	}
+	offered := []string{version}
+	if value, _ := lookup(ms, "cniVersions"); !isNull(value) {
+		if err := json.Unmarshal(value, &offered); err != nil {
+			return "", fmt.Errorf("cniVersions: want a list of strings")
+		}
+		offered = append(offered, version)
+	}
+	best := -1
+	for _, v := range offered {
+		best = max(best, slices.Index(cniVersions, v))
+	}
+	switch {
+	case best >= 0:
+		return cniVersions[best], nil
+	case len(offered) == 1 && version == "":
+		return cniVersions[0], nil
+	default:
+		return "", fmt.Errorf("cniVersion %s: unknown; Braid knows %s", quote(strings.Join(offered, " ")), strings.Join(cniVersions, ", "))
+	}
+}
+
+// boolOf reads a boolean, which libcni also takes as a string.
+func boolOf(ms []member, key string) (bool, error) {
+	value, _ := lookup(ms, key)
+	if isNull(value) {
+		return false, nil
+	}
+	switch strings.ToLower(strings.Trim(string(value), `"`)) {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%s: want true or false, have %s", key, quote(string(value)))
+}
+
+// callsBraid tells whether any object of a configuration has Braid's own type.
+// It looks everywhere, as plugins that delegate (flannel, Multus, sbr) hide the
+// configuration of the next plugin under keys of their own, and a request that
+// came back to the daemon would start itself over and over.
+func callsBraid(data []byte) bool {
+	var tree any
+	if err := json.Unmarshal(data, &tree); err != nil {
+		return false // the caller has verified data
+	}
+	return hasType(tree, OwnType)
+}
+
+func hasType(tree any, name string) bool {
+	switch t := tree.(type) {
+	case map[string]any:
+		if t["type"] == name {
+			return true
+		}
+		for _, v := range t {
+			if hasType(v, name) {
+				return true
+			}
+		}
+	case []any:
+		for _, v := range t {
+			if hasType(v, name) {
+				return true
+			}
+		}
+	}
+	return false
+}
