@@ -3,11 +3,40 @@
 package confdir
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
 
 	"braid.dev/braid/internal/plan"
+)
+
+const (
+	// settle is how long a Watcher waits for further changes before it looks:
+	// whoever removes a file and writes it anew is then seen as having changed
+	// it.
+	settle = 50 * time.Millisecond
+	// pace is the shortest time between two writes of Braid's own file. Against
+	// an agent that takes the file away whenever it appears (Cilium with
+	// cni-exclusive), it bounds the work and still restores within a second.
+	pace = 250 * time.Millisecond
+	// relist is how often the directory is read without any event, as a
+	// directory that is mounted over or changed by a network file system
+	// produces none.
+	relist = 10 * time.Second
+	// maxFile is the largest configuration that is read, in bytes.
+	maxFile = 1 << 20
 )
 
 // Config says what a Watcher watches and writes.
@@ -18,23 +47,313 @@ type Config struct {
 	StateDir string
 	// Socket is the path of the daemon's socket as the shim sees it.
 	Socket string
-	// Changed is called after the default network or any other network of the
-	// directory changed. It must not block.
+	// Changed, if not nil, is called after the default network or another
+	// network of the directory changed. It must not block.
 	Changed func()
 	Log     *slog.Logger
 }
 
-// Watcher follows one conf dir.
-type Watcher struct{}
+// Watcher follows one conf dir. Its methods may be called at any time from any
+// goroutine. The networks they return are shared and must not be changed.
+type Watcher struct {
+	cfg Config
+	// Only Run's goroutine uses these.
+	watched    map[string]os.FileInfo // by path, as it was when the watch began
+	remembered *Good
+	written    time.Time // last write of the own file
+	wrote      bool
+	said       map[string]string // last problem by topic, to report it once
 
-// New makes a Watcher and loads what an earlier one remembered.
-func New(c Config) (*Watcher, error) { return nil, errors.New("not written yet") }
+	mu    sync.Mutex
+	state State
+}
 
-// Run watches until ctx ends.
-func (w *Watcher) Run(ctx context.Context) error { return nil }
+// New makes a Watcher that knows what an earlier one remembered in c.StateDir.
+// A memory that is unreadable is reported to the log and does not count.
+func New(c Config) (*Watcher, error) {
+	if c.Dir == "" || c.StateDir == "" || c.Socket == "" {
+		return nil, errors.New("watch a conf dir: Dir, StateDir and Socket are needed")
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("watch conf dir %s: %w", c.Dir, err)
+	}
+	c.Dir = dir
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	w := &Watcher{cfg: c, watched: map[string]os.FileInfo{}, said: map[string]string{}}
+	known, err := recall(c.StateDir)
+	if err != nil {
+		w.cfg.Log.Warn("the remembered default network is unusable", "err", err)
+	}
+	w.remembered, w.state.Default = known, known
+	return w, nil
+}
 
-// Default returns the default network and the file that it came from.
-func (w *Watcher) Default() (n plan.Network, file string, ok bool) { return n, "", false }
+// Default returns the default network and the name of the file that it came
+// from, which may be gone by now. It is not ok as long as none was ever seen.
+func (w *Watcher) Default() (n plan.Network, file string, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.Default == nil {
+		return plan.Network{}, "", false
+	}
+	return w.state.Default.Network, w.state.Default.File, true
+}
 
-// OnDisk returns the network of the conf dir with a CNI name.
-func (w *Watcher) OnDisk(name string) (plan.Network, bool) { return plan.Network{}, false }
+// OnDisk returns the network of the conf dir that has the given CNI name.
+func (w *Watcher) OnDisk(name string) (plan.Network, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.find(name)
+}
+
+// State returns what is in force, with notes for a person.
+func (w *Watcher) State() State {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state
+}
+
+// Run follows the directory and keeps Braid's own file in it until ctx ends.
+// The file stays then: without it the runtime would start pods on the default
+// network alone. Trouble with the directory is logged and tried again; the only
+// error is that the kernel gives no watch at all.
+func (w *Watcher) Run(ctx context.Context) error {
+	events, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch conf dir %s: %w", w.cfg.Dir, err)
+	}
+	defer events.Close()
+	ticker := time.NewTicker(relist)
+	defer ticker.Stop()
+	look := time.NewTimer(0)
+	defer look.Stop()
+	pending := true // look is set and has not fired
+	soon := func(after time.Duration) {
+		if !pending {
+			look.Reset(after)
+			pending = true
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-events.Events:
+			if w.concerns(e) {
+				soon(settle)
+			}
+		case err := <-events.Errors:
+			w.cfg.Log.Warn("events of the conf dir may be lost", "dir", w.cfg.Dir, "err", err)
+			soon(settle)
+		case <-ticker.C:
+			soon(0)
+		case <-look.C:
+			pending = false
+			w.follow(events)
+			if wait := w.sync(); wait > 0 {
+				soon(wait)
+			}
+		}
+	}
+}
+
+// concerns tells whether an event may change anything: one in the directory,
+// or one of the directory itself or of a directory on the way to it.
+func (w *Watcher) concerns(e fsnotify.Event) bool {
+	if filepath.Dir(e.Name) == w.cfg.Dir {
+		return isConf(e.Name)
+	}
+	return e.Name == w.cfg.Dir || strings.HasPrefix(w.cfg.Dir, strings.TrimSuffix(e.Name, "/")+"/")
+}
+
+// follow watches the directory, if it exists, and the nearest directory above
+// it that does, where it would appear or be replaced. A watch belongs to an
+// inode, not to a path, so it is renewed when another one has the path.
+func (w *Watcher) follow(events *fsnotify.Watcher) {
+	above := filepath.Dir(w.cfg.Dir)
+	for above != filepath.Dir(above) {
+		if _, err := os.Stat(above); err == nil {
+			break
+		}
+		above = filepath.Dir(above)
+	}
+	for path := range w.watched {
+		if path != w.cfg.Dir && path != above {
+			w.unwatch(events, path)
+		}
+	}
+	for _, path := range []string{above, w.cfg.Dir} {
+		info, err := os.Stat(path)
+		if err != nil {
+			w.unwatch(events, path)
+			continue // sync reports a directory that cannot be read
+		}
+		if old, ok := w.watched[path]; ok && os.SameFile(old, info) {
+			continue
+		}
+		w.unwatch(events, path)
+		err = events.Add(path)
+		w.report("watch "+path, err)
+		if err == nil {
+			w.watched[path] = info
+		}
+	}
+}
+
+func (w *Watcher) unwatch(events *fsnotify.Watcher, path string) {
+	if _, ok := w.watched[path]; !ok {
+		return
+	}
+	delete(w.watched, path)
+	// A watch whose directory was removed is gone already.
+	if err := events.Remove(path); err != nil && !errors.Is(err, fsnotify.ErrNonExistentWatch) {
+		w.cfg.Log.Debug("stop watching", "dir", path, "err", err)
+	}
+}
+
+// sync reads the directory, decides, and makes it so. It returns how long to
+// wait before the next look when something remains to be done.
+func (w *Watcher) sync() (wait time.Duration) {
+	files, err := readDir(w.cfg.Dir)
+	w.report("read the conf dir", err)
+	if err != nil {
+		return 0
+	}
+	before := w.State()
+	now := Choose(files, before)
+	w.adopt(before, now)
+	if now.Default == nil {
+		return 0
+	}
+	if w.remembered == nil || !w.remembered.equal(*now.Default) {
+		err := remember(w.cfg.StateDir, *now.Default)
+		w.report("remember the default network", err)
+		if err == nil {
+			w.remembered = now.Default
+		}
+	}
+	return w.keepOwn(files, OwnConf(now.Default.Network, w.cfg.Socket))
+}
+
+// adopt puts a state in force and tells who wants to know.
+func (w *Watcher) adopt(before, now State) {
+	w.mu.Lock()
+	w.state = now
+	w.mu.Unlock()
+	notes := strings.Join(now.Notes, "; ")
+	if notes != strings.Join(before.Notes, "; ") && notes != "" {
+		w.cfg.Log.Warn("conf dir", "dir", w.cfg.Dir, "notes", notes)
+	}
+	if now.same(before) {
+		return
+	}
+	if now.Default != nil {
+		w.cfg.Log.Info("default network", "network", now.Default.Network.Name, "file", now.Default.File)
+	}
+	if w.cfg.Changed != nil {
+		w.cfg.Changed()
+	}
+}
+
+// keepOwn writes Braid's own file unless it is there as it should be.
+func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
+	own := slices.IndexFunc(files, func(f File) bool { return f.Name == OwnFile })
+	if own >= 0 && files[own].Err == nil && bytes.Equal(files[own].Data, want) {
+		w.wrote = true
+		return 0
+	}
+	if wait := pace - time.Since(w.written); wait > 0 {
+		return wait
+	}
+	w.written = time.Now()
+	err := replace(w.cfg.Dir, OwnFile, ownTemp, want)
+	w.report("write "+OwnFile, err)
+	if err != nil {
+		return time.Second
+	}
+	switch {
+	case !w.wrote:
+		w.cfg.Log.Info("wrote Braid's configuration", "dir", w.cfg.Dir, "file", OwnFile)
+	case own < 0:
+		w.cfg.Log.Warn("put Braid's configuration back: somebody removed or renamed it"+culprit(w.cfg.Dir), "dir", w.cfg.Dir, "file", OwnFile)
+	default:
+		w.cfg.Log.Warn("put Braid's configuration back: somebody changed it, or the default network changed", "dir", w.cfg.Dir, "file", OwnFile)
+	}
+	w.wrote = true
+	return 0
+}
+
+// culprit names the agent that is known to rename every other configuration,
+// by the name it gives them.
+func culprit(dir string) string {
+	if _, err := os.Lstat(filepath.Join(dir, OwnFile+".cilium_bak")); err == nil {
+		return " (Cilium: set cni-exclusive to false)"
+	}
+	return ""
+}
+
+// report logs a problem when it appears, changes or ends, not each time it is
+// met: what is tried again every few seconds would fill the log.
+func (w *Watcher) report(what string, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if w.said[what] == text {
+		return
+	}
+	w.said[what] = text
+	if err != nil {
+		w.cfg.Log.Error("cannot "+what+"; trying again", "dir", w.cfg.Dir, "err", err)
+	} else {
+		w.cfg.Log.Info("can "+what+" again", "dir", w.cfg.Dir)
+	}
+}
+
+// readDir reads the configurations of a directory. What is no regular file is
+// left out, as runtimes do with directories and as a pipe would block.
+func readDir(dir string) ([]File, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var files []File
+	for _, e := range entries {
+		if !isConf(e.Name()) {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		info, err := os.Stat(path) // a symbolic link counts as what it points to
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink == 0:
+			continue // removed since the directory was read
+		case err == nil && !info.Mode().IsRegular():
+			continue
+		}
+		f := File{Name: e.Name(), Err: err}
+		if err == nil {
+			f.Data, f.Err = readFile(path)
+		}
+		if errors.Is(f.Err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink == 0 {
+			continue
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("larger than %d bytes", maxFile)
+	}
+	return data, err
+}

@@ -1,0 +1,144 @@
+package confdir
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"braid.dev/braid/internal/plan"
+)
+
+// File is one file of the conf dir as it was read.
+type File struct {
+	Name string
+	Data []byte
+	// Err says why Data could not be read.
+	Err error
+}
+
+// Good is a network that can be attached, and where it comes from.
+type Good struct {
+	// File is the name of the file, without its directory.
+	File    string
+	Data    []byte
+	Network plan.Network
+}
+
+// State is what is in force in a conf dir. The zero State knows nothing.
+type State struct {
+	// Default is the default network, nil as long as none was ever seen. Its
+	// file may be gone or broken by now.
+	Default *Good
+	// Networks are all networks of the directory but Braid's own, in the order
+	// in which a runtime reads them.
+	Networks []Good
+	// Notes says what a person should know about the directory: files that are
+	// skipped, and versions that stay in force although their file changed.
+	Notes []string
+}
+
+// Choose decides what is in force, from the files of the directory and from
+// what was in force before.
+//
+// The default network is the first usable one in byte order, the order of
+// containerd and CRI-O, that is not Braid's own. A file that cannot be read or
+// parsed, as it is half written for example, counts with its last good version
+// and is skipped without one. When nothing usable is left, the default network
+// of before stays: pods that are started while an agent replaces its file get
+// the network that the node had, not none.
+func Choose(files []File, before State) State {
+	files = slices.Clone(files)
+	slices.SortFunc(files, func(a, b File) int { return cmp.Compare(a.Name, b.Name) })
+	var now State
+	for _, f := range files {
+		if f.Name == OwnFile || !isConf(f.Name) {
+			continue
+		}
+		if f.Name < OwnFile {
+			now.note("%s sorts before %s: the runtime uses it instead of Braid; rename it", f.Name, OwnFile)
+		}
+		network, err := plan.Network{}, f.Err
+		if err == nil {
+			network, err = plan.ParseNetwork(f.Data, "")
+		}
+		good, kept := before.version(f.Name)
+		switch {
+		case err == nil:
+			now.Networks = append(now.Networks, Good{File: f.Name, Data: f.Data, Network: network})
+		case errors.Is(err, plan.ErrSelf):
+			now.note("%s is skipped: %v", f.Name, err)
+		case kept:
+			now.note("%s: its last good version stays in force: %v", f.Name, err)
+			now.Networks = append(now.Networks, good)
+		default:
+			now.note("%s is skipped: %v", f.Name, err)
+		}
+	}
+	switch {
+	case len(now.Networks) > 0:
+		now.Default = &now.Networks[0]
+		if calls(now.Default.Network, "multus", "multus-shim") {
+			now.note("the default network of %s is Multus, which would attach the pods' networks a second time: remove the file, and Braid uses the network behind it", now.Default.File)
+		}
+	case before.Default != nil:
+		now.Default = before.Default
+		now.note("no usable network is left: %s of %s stays the default network", before.Default.Network.Name, before.Default.File)
+	}
+	return now
+}
+
+func calls(n plan.Network, types ...string) bool {
+	return slices.ContainsFunc(n.Plugins, func(p plan.Plugin) bool { return slices.Contains(types, p.Type) })
+}
+
+// isConf tells whether a runtime would load a file of this name.
+func isConf(name string) bool {
+	switch filepath.Ext(name) {
+	case ".conf", ".conflist", ".json":
+		return true
+	}
+	return false
+}
+
+// version returns the good version of a file that is in force.
+func (s State) version(file string) (Good, bool) {
+	for _, g := range s.Networks {
+		if g.File == file {
+			return g, true
+		}
+	}
+	if s.Default != nil && s.Default.File == file {
+		return *s.Default, true
+	}
+	return Good{}, false
+}
+
+// find looks a network up by its CNI name; lists go before single
+// configurations (NPWG specification 1.3, section 3.4).
+func (s State) find(name string) (plan.Network, bool) {
+	for _, list := range []bool{true, false} {
+		for _, g := range s.Networks {
+			if g.Network.Name == name && list == (filepath.Ext(g.File) == ".conflist") {
+				return g.Network, true
+			}
+		}
+	}
+	return plan.Network{}, false
+}
+
+func (s *State) note(format string, args ...any) {
+	s.Notes = append(s.Notes, fmt.Sprintf(format, args...))
+}
+
+// same tells whether two states attach the same networks.
+func (s State) same(t State) bool {
+	if (s.Default == nil) != (t.Default == nil) || s.Default != nil && !s.Default.equal(*t.Default) {
+		return false
+	}
+	return slices.EqualFunc(s.Networks, t.Networks, Good.equal)
+}
+
+func (g Good) equal(h Good) bool { return g.File == h.File && bytes.Equal(g.Data, h.Data) }

@@ -1,0 +1,126 @@
+package confdir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"braid.dev/braid/internal/plan"
+)
+
+const (
+	// OwnFile is Braid's own configuration. Its name sorts before the names
+	// that other networks use, so that the runtime calls Braid.
+	OwnFile = "00-braid.conflist"
+	// ownTemp lies in the same directory, as containerd overlooks files that
+	// are moved in from another one, and has an extension that no runtime loads.
+	ownTemp = ".00-braid.conflist.tmp"
+	// ownName is the name of the network in Braid's configuration.
+	ownName = "braid"
+)
+
+// OwnConf returns Braid's configuration for a node with the given default
+// network.
+//
+// A runtime with libcni 1.2 or later takes the highest of cniVersions that it
+// knows, and thereby STATUS and GC; an older one does not know the key and
+// takes cniVersion. The capabilities are those of the default network, whose
+// arguments the runtime would otherwise not pass.
+func OwnConf(network plan.Network, socket string) []byte {
+	type plugin struct {
+		Type         string          `json:"type"`
+		Socket       string          `json:"socket"`
+		Capabilities map[string]bool `json:"capabilities,omitempty"`
+	}
+	own := plugin{Type: plan.OwnType, Socket: socket, Capabilities: map[string]bool{}}
+	for _, p := range network.Plugins {
+		for capability, declared := range p.Capabilities {
+			if declared {
+				own.Capabilities[capability] = true
+			}
+		}
+	}
+	text, err := json.MarshalIndent(struct {
+		CNIVersion  string   `json:"cniVersion"`
+		CNIVersions []string `json:"cniVersions"`
+		Name        string   `json:"name"`
+		Plugins     []plugin `json:"plugins"`
+	}{"1.0.0", []string{"0.4.0", "1.0.0", "1.1.0"}, ownName, []plugin{own}}, "", "  ")
+	if err != nil {
+		panic(err) // strings and booleans always have a JSON form
+	}
+	return append(text, '\n')
+}
+
+// replace writes a file so that a reader, also one after a power cut, sees
+// either all of the old content or all of the new. Temp is a name in the same
+// directory that nobody reads; what a crash left there is overwritten.
+func replace(dir, name, temp string, data []byte) (err error) {
+	f, err := lockTemp(filepath.Join(dir, temp))
+	if err != nil {
+		return err
+	}
+	renamed := false
+	defer func() {
+		if err != nil && !renamed {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+		f.Close() // gives the lock back; Sync has reported what matters
+	}()
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
+		return err
+	}
+	renamed = true
+	return syncDir(dir)
+}
+
+// lockTemp opens and locks the temporary file: two daemons, the old and the new
+// one of an update, may write at the same time.
+func lockTemp(path string) (*os.File, error) {
+	const tries = 16 // each one lost means that another daemon finished a write
+	for range tries {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|syscall.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		// The holder before us may have renamed what we opened.
+		locked, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if named, err := os.Lstat(path); err == nil && os.SameFile(locked, named) {
+			return f, nil
+		}
+		f.Close()
+	}
+	return nil, fmt.Errorf("lock %s: others keep replacing it", path)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	return nil // the file system cannot sync a directory
+}
