@@ -46,7 +46,7 @@ type Config struct {
 	// Hosts are additional entries of the guest's /etc/hosts, name to address.
 	Hosts map[string]netip.Addr
 	// Tmpfs are directories that shall be empty and in memory in the guest,
-	// in addition to /run, /tmp, /dev/shm, /etc/cni, /opt/cni,
+	// in addition to /run, /dev/shm, /etc/cni, /opt/cni,
 	// /var/lib/{braid,cni,containerd,kubelet}, /var/log/{containers,pods}.
 	// Everything else is the host's, copied on write to memory.
 	// A program that mounts an overlay itself needs its directory here.
@@ -74,8 +74,8 @@ type NIC struct {
 	// characters. Start creates it when it does not exist, sets it up, and
 	// Stop deletes it again.
 	Tap string
-	// Bridge is the bridge in Config.NetNS that the tap becomes a port of;
-	// none when empty. A bridge without VLAN filtering passes 802.1Q frames.
+	// Bridge is the bridge in Config.NetNS that the tap becomes a port of,
+	// unless it is the port of one already; none when empty. A bridge without VLAN filtering passes 802.1Q frames.
 	Bridge string
 	// MAC is the address of the link in the guest; derived from the guest's
 	// name and the link's when nil.
@@ -214,7 +214,8 @@ func (g *Guest) Stop(ctx context.Context) error { return g.stop(ctx) }
 // when the guest is gone. It needs no NIC. When ctx ends, the command gets
 // SIGQUIT, so that a Go program tells where it was, and two seconds later the
 // guest is killed. When the calling process dies, so does the guest.
-// Cmd.Stdin is not supported.
+// Cmd.Stdin is not supported. Config.Dir may be empty: RunOnce then uses a
+// temporary directory and removes it.
 func RunOnce(ctx context.Context, c Config, cmd Cmd) (exitCode int, err error) {
 	return runOnce(ctx, c, cmd)
 }
