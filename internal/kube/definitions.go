@@ -1,0 +1,80 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
+
+	"braid.dev/braid/internal/plan"
+)
+
+// definitionResource is the NetworkAttachmentDefinition (NPWG specification
+// 1.3, section 3).
+var definitionResource = schema.GroupVersionResource{
+	Group:    "k8s.cni.cncf.io",
+	Version:  "v1",
+	Resource: "network-attachment-definitions",
+}
+
+// Definitions are the NetworkAttachmentDefinitions of all namespaces.
+type Definitions struct {
+	client dynamic.NamespaceableResourceInterface
+	table  *table[plan.Definition]
+}
+
+func newDefinitions(client dynamic.Interface, log *slog.Logger) *Definitions {
+	resource := client.Resource(definitionResource)
+	source := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return resource.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return resource.Watch(ctx, o)
+		},
+	}, client)
+	return &Definitions{client: resource, table: newTable("network attachment definitions", source, reduceDefinition, log)}
+}
+
+func reduceDefinition(obj any) (key, plan.Definition) {
+	o := obj.(*unstructured.Unstructured) // the client decodes nothing else
+	// The schema of the CRD leaves nothing but a string or nothing.
+	config, _, _ := unstructured.NestedString(o.Object, "spec", "config")
+	return key{o.GetNamespace(), o.GetName()}, plan.Definition{
+		Namespace: o.GetNamespace(),
+		Name:      o.GetName(),
+		Config:    config,
+	}
+}
+
+// Get returns a definition from memory.
+func (d *Definitions) Get(namespace, name string) (plan.Definition, bool) {
+	return d.table.get(key{namespace, name})
+}
+
+// Lookup returns a definition, and asks the API for one that memory does not
+// have: it may be newer than the watch. The error is ErrNotFound when there is
+// none.
+func (d *Definitions) Lookup(ctx context.Context, namespace, name string) (plan.Definition, error) {
+	k := key{namespace, name}
+	if def, ok := d.table.get(k); ok {
+		return def, nil
+	}
+	obj, err := d.client.Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return plan.Definition{}, fmt.Errorf("NetworkAttachmentDefinition %s: %w", k, ErrNotFound)
+	case err != nil:
+		return plan.Definition{}, fmt.Errorf("NetworkAttachmentDefinition %s: ask the API server: %w", k, err)
+	}
+	_, def := reduceDefinition(obj)
+	return def, nil
+}

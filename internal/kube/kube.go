@@ -1,0 +1,153 @@
+// Package kube is the only door to the Kubernetes API: the pods of this node,
+// all network definitions, a pod's network-status annotation and its events.
+//
+// Reading is served from memory and follows the API by watches. A missing
+// NetworkAttachmentDefinition CRD counts as "no definitions", and an API that
+// cannot be reached leaves what is known in place.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/dynamic"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// ErrNotFound says that the API knows no such object. Every other error means
+// that the API could not be asked in time.
+var ErrNotFound = errors.New("not found")
+
+// Config says which cluster, and which part of it.
+type Config struct {
+	// Kubeconfig is a file. Empty means the pod's own service account.
+	Kubeconfig string
+	// NodeName is the node whose pods are watched.
+	NodeName string
+	// UserAgent names the program in the API server's audit log.
+	UserAgent string
+	Log       *slog.Logger
+}
+
+// Cluster is the connection to one cluster as one node sees it.
+type Cluster struct {
+	Pods        *Pods
+	Definitions *Definitions
+	Events      *Events
+}
+
+// Requests per second and in one go. Starting 16 pods at once with four
+// networks each takes 16 status writes; reads come from memory.
+const (
+	qps   = 50
+	burst = 100
+	// Events are many and wait in a queue of their own, so that they never
+	// delay a status write.
+	eventQPS   = 10
+	eventBurst = 50
+)
+
+// Connect prepares the connection. It sends no request: Run does.
+func Connect(c Config) (*Cluster, error) {
+	if c.NodeName == "" {
+		return nil, errors.New("connect to the cluster: no node name; give the name of the Node object that this machine is (--node-name)")
+	}
+	conf, err := restConfig(c)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	meta, err := metadata.NewForConfig(conf)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	dyn, err := dynamic.NewForConfig(conf)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	eventConf := rest.CopyConfig(conf)
+	eventConf.QPS, eventConf.Burst = eventQPS, eventBurst
+	eventConf.ContentType = "application/vnd.kubernetes.protobuf"
+	core, err := corev1client.NewForConfig(eventConf)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	return &Cluster{
+		Pods:        newPods(meta, c.NodeName, c.Log),
+		Definitions: newDefinitions(dyn, c.Log),
+		Events:      newEvents(core, c.NodeName),
+	}, nil
+}
+
+func restConfig(c Config) (*rest.Config, error) {
+	var conf *rest.Config
+	var err error
+	if c.Kubeconfig == "" {
+		conf, err = rest.InClusterConfig()
+	} else {
+		conf, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	}
+	if err != nil {
+		return nil, err
+	}
+	conf.UserAgent = c.UserAgent
+	conf.QPS, conf.Burst = qps, burst
+	return conf, nil
+}
+
+// Run follows the cluster until ctx ends.
+func (c *Cluster) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { c.Pods.table.run(ctx) })
+	wg.Go(func() { c.Definitions.table.run(ctx) })
+	wg.Go(func() { c.Events.run(ctx) })
+	wg.Wait()
+	return nil
+}
+
+// Synced returns nil once the pods and definitions have been read for the
+// first time, and otherwise says what is missing and why.
+func (c *Cluster) Synced() error {
+	return errors.Join(c.Pods.table.pending(), c.Definitions.table.pending())
+}
+
+// WaitSynced waits until Synced returns nil or ctx ends.
+func (c *Cluster) WaitSynced(ctx context.Context) error {
+	for _, synced := range []<-chan struct{}{c.Pods.table.synced, c.Definitions.table.synced} {
+		select {
+		case <-synced:
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), c.Synced())
+		}
+	}
+	return nil
+}
+
+// backoff is the pause before the next try after n failures in a row, without
+// jitter: 250 ms and then twice as long each time, up to limit.
+func backoff(n int, limit time.Duration) time.Duration {
+	d := 250 * time.Millisecond
+	for range n {
+		if d *= 2; d >= limit {
+			return limit
+		}
+	}
+	return d
+}
+
+// pause waits for d, spread by up to half of it so that nodes do not step in
+// time, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(jitter(d))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
