@@ -100,8 +100,8 @@ type hand struct {
 	sending sync.Mutex
 }
 
-func (h *hand) start(ctx context.Context, e Exec) {
-	ctx, cancel := context.WithCancel(ctx)
+func (h *hand) start(conversation context.Context, e Exec) {
+	ctx, cancel := context.WithCancel(conversation)
 	h.mu.Lock()
 	h.running[e.ID] = cancel
 	h.mu.Unlock()
@@ -112,7 +112,9 @@ func (h *hand) start(ctx context.Context, e Exec) {
 		h.mu.Lock()
 		delete(h.running, e.ID)
 		h.mu.Unlock()
-		h.send(result)
+		if conversation.Err() == nil {
+			h.send(result)
+		}
 	})
 }
 

@@ -68,6 +68,9 @@ func receiveFirst(conn *net.UnixConn) (message, *os.File, error) {
 	var m message
 	if err == nil {
 		_, err = io.ReadFull(conn, header[n:])
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
 	}
 	if err == nil {
 		m, err = decodeBody(header, conn)
@@ -86,24 +89,31 @@ func receiveFirst(conn *net.UnixConn) (message, *os.File, error) {
 // the one that is expected. The kernel closes what has no room.
 const maxRights = 2
 
-// rights takes the descriptors out of control messages. The net package asks
+// rights takes over the descriptors in control messages. The net package asks
 // the kernel to mark them close-on-exec.
 func rights(control []byte) ([]*os.File, error) {
+	fds, err := descriptors(control)
+	files := make([]*os.File, len(fds))
+	for i, fd := range fds {
+		files[i] = os.NewFile(uintptr(fd), "netns")
+	}
+	return files, err
+}
+
+func descriptors(control []byte) ([]int, error) {
 	messages, err := syscall.ParseSocketControlMessage(control)
 	if err != nil {
 		return nil, fmt.Errorf("decode control message: %w", err)
 	}
-	var files []*os.File
+	var all []int
 	for i := range messages {
 		fds, err := syscall.ParseUnixRights(&messages[i])
 		if err != nil {
 			continue // another kind of control message
 		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "netns"))
-		}
+		all = append(all, fds...)
 	}
-	return files, nil
+	return all, nil
 }
 
 func closeAll(files []*os.File) {
