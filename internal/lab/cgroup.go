@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A cgroup holds every process of a lab, so that they can be told from all
+// others and killed as one: whoever starts a process in it, and whatever that
+// starts in turn, cannot leave it by accident.
+type cgroup struct{ dir string }
+
+// cgroupOf names the cgroup of a lab; it need not exist.
+func cgroupOf(p paths) (cgroup, error) {
+	root, err := cgroupRoot("/sys/fs/cgroup")
+	if err != nil {
+		return cgroup{}, err
+	}
+	return cgroup{filepath.Join(root, p.cgroupName())}, nil
+}
+
+// cgroupRoot finds the version 2 hierarchy: at the usual place, or below it on
+// a machine that has both versions.
+func cgroupRoot(mount string) (string, error) {
+	for _, dir := range []string{mount, filepath.Join(mount, "unified")} {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			return dir, nil
+		}
+	}
+	return "", fmt.Errorf("no cgroup v2 hierarchy at %s or %s/unified: the processes of a lab are kept together by one", mount, mount)
+}
+
+func (c cgroup) create() error {
+	if err := os.Mkdir(c.dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("create cgroup: %w", err)
+	}
+	return nil
+}
+
+// open returns a descriptor to start a process in the cgroup with.
+func (c cgroup) open() (*os.File, error) {
+	return os.OpenFile(c.dir, unix.O_DIRECTORY|unix.O_PATH, 0)
+}
+
+func (c cgroup) exists() bool {
+	_, err := os.Stat(c.dir)
+	return err == nil
+}
+
+// populated reports whether a process is left in it or below.
+func (c cgroup) populated() (bool, error) {
+	text, err := os.ReadFile(filepath.Join(c.dir, "cgroup.events"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return strings.Contains(string(text), "populated 1"), err
+}
+
+// remove kills what is in the cgroup, waits until all of it is gone, and
+// removes the cgroup. Removing what does not exist succeeds.
+func (c cgroup) remove(ctx context.Context, progress *Progress) error {
+	if !c.exists() {
+		return nil
+	}
+	wait := Wait{What: "the processes in " + c.dir + " to end", Limit: 20 * time.Second, Every: 10 * time.Millisecond}
+	return progress.Wait(ctx, wait, func(context.Context) error {
+		// Again each time: a process that was just being started into the
+		// cgroup may have missed the kill.
+		if err := os.WriteFile(filepath.Join(c.dir, "cgroup.kill"), []byte("1"), 0); err != nil {
+			return err
+		}
+		if still, err := c.populated(); err != nil || still {
+			return errors.Join(err, fmt.Errorf("still running: %s", c.describe()))
+		}
+		return removeTree(c.dir)
+	})
+}
+
+// removeTree removes a cgroup and those below; they contain only files that
+// the kernel put there, so each directory goes by rmdir.
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.Remove(dir)
+}
+
+// describe lists the processes in the cgroup, for a message.
+func (c cgroup) describe() string {
+	text, err := os.ReadFile(filepath.Join(c.dir, "cgroup.procs"))
+	if err != nil {
+		return err.Error()
+	}
+	var list []string
+	for _, pid := range strings.Fields(string(text)) {
+		comm, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
+		if err == nil {
+			list = append(list, fmt.Sprintf("%s (%s)", pid, strings.TrimSpace(string(comm))))
+		}
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,62 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// Packages are the Debian packages that a lab needs on the machine, beside Go.
+var Packages = []string{
+	"user-mode-linux", "kmod", "iproute2", "iptables", "conntrack", "ethtool", "runc", "busybox-static", "ca-certificates",
+}
+
+// hostPrograms are the programs of Packages by which their absence is noticed.
+var hostPrograms = map[string]string{
+	"linux.uml":            "user-mode-linux",
+	"modprobe":             "kmod",
+	"ip":                   "iproute2",
+	"xtables-legacy-multi": "iptables",
+	"conntrack":            "conntrack",
+	"runc":                 "runc",
+	busyboxPath:            "busybox-static",
+}
+
+var errNotRoot = errors.New("a lab makes network namespaces, cgroups and mounts: run this as root")
+
+// checkHost says what the machine lacks, all of it at once.
+func checkHost() error {
+	if os.Geteuid() != 0 {
+		return errNotRoot
+	}
+	missing := missingPackages(func(program string) bool {
+		_, err := exec.LookPath(program)
+		return err == nil
+	})
+	if len(missing) > 0 {
+		return fmt.Errorf("packages are missing: apt-get install -y --no-install-recommends %s", strings.Join(missing, " "))
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return fmt.Errorf("links to guests are taps: %w", err)
+	}
+	_, err := cgroupRoot("/sys/fs/cgroup")
+	return err
+}
+
+func missingPackages(installed func(program string) bool) []string {
+	absent := map[string]bool{}
+	for program, pkg := range hostPrograms {
+		if !installed(program) {
+			absent[pkg] = true
+		}
+	}
+	var missing []string
+	for _, pkg := range Packages {
+		if absent[pkg] {
+			missing = append(missing, pkg)
+		}
+	}
+	return missing
+}

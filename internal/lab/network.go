@@ -1,0 +1,70 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+
+	"braid.dev/braid/internal/guest"
+)
+
+// hostLinks are the links of a lab outside of its guests: a bridge for the
+// management network, on which the control plane has an address, and a bridge
+// that is the trunk. The trunk is a wire: it passes frames of every VLAN, and
+// itself says nothing.
+func hostLinks() string {
+	return fmt.Sprintf(`link set lo up
+link add %[1]s type bridge
+addr add %[2]s/%[3]d dev %[1]s
+link set %[1]s up
+link add %[4]s type bridge mcast_snooping 0
+link set %[4]s addrgenmode none
+link set %[4]s up
+`, mgmtBridge, mgmtHost, mgmtNet.Bits(), trunk)
+}
+
+func wireHost(ctx context.Context, p paths) error { return ipBatch(ctx, p, hostLinks()) }
+
+// routePods lets the API server, and whoever else is in the lab's namespace,
+// reach pods by their addresses.
+func (b *builder) routePods(ctx context.Context) error {
+	var s strings.Builder
+	for _, n := range b.subnets.all {
+		fmt.Fprintf(&s, "route replace %s via %s\n", n.Subnet, n.Node.Addr)
+	}
+	return ipBatch(ctx, b.paths, s.String())
+}
+
+// ipBatch runs lines of ip(8) in the lab's namespace, in one process.
+func ipBatch(ctx context.Context, p paths, lines string) error {
+	cmd := exec.CommandContext(ctx, "ip", "-n", p.netnsName(), "-batch", "-")
+	cmd.Stdin = strings.NewReader(lines)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("links of the lab: ip: %w: %s", err, tail(out, 5))
+	}
+	return nil
+}
+
+// startExternal boots the host on the trunk that is no node, and gives it its
+// addresses. It is a guest, because the kernel of the machine may not know
+// 802.1Q.
+func (b *builder) startExternal(ctx context.Context, n node) error {
+	g, err := b.boot(ctx, n, 192)
+	if err != nil {
+		return err
+	}
+	return externalLinks(ctx, g)
+}
+
+func externalLinks(ctx context.Context, g *guest.Guest) error {
+	var s strings.Builder
+	s.WriteString("ip -batch - <<EOF\nlink set " + TrunkNIC + " up\n")
+	for _, v := range ExternalVLANs {
+		link := fmt.Sprintf("vlan%d", v.ID)
+		fmt.Fprintf(&s, "link add link %s name %s type vlan id %d\naddr add %s dev %s\nlink set %s up\n",
+			TrunkNIC, link, v.ID, v.Addr, link, link)
+	}
+	s.WriteString("EOF\n")
+	return wrap("VLAN links", script(ctx, g, s.String()))
+}

@@ -1,0 +1,103 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"braid.dev/braid/internal/netns"
+)
+
+// A process is a program of the control plane. It outlives the process that
+// started it; PID and Started together identify it, since a PID alone may be
+// used again.
+type process struct {
+	Name string `json:"name"`
+	PID  int    `json:"pid"`
+	// Started is when, in clock ticks since the machine booted.
+	Started uint64 `json:"started"`
+	Log     string `json:"log"`
+
+	// ended is closed when the process ends while its starter is there.
+	ended chan struct{}
+	exit  error
+}
+
+// A world is where the processes of a lab run.
+type world struct {
+	ns    *netns.NS
+	group cgroup
+}
+
+// spawn starts args in the world, detached from the caller's terminal, with
+// its output in the file log.
+func (w world) spawn(name, log string, args []string) (*process, error) {
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	defer out.Close()
+	group, err := w.group.open()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	defer group.Close()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	// A child begins in the network namespace of the thread that forks it.
+	if err := w.ns.Do(cmd.Start); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	p := &process{Name: name, PID: cmd.Process.Pid, Log: log, ended: make(chan struct{})}
+	p.Started, err = startTime(p.PID)
+	go func() {
+		p.exit = cmd.Wait()
+		close(p.ended)
+	}()
+	return p, err
+}
+
+// alive returns an error that says how the process ended and what it said
+// last, when its starter saw it end.
+func (p *process) alive() error {
+	select {
+	case <-p.ended:
+		return fmt.Errorf("%s ended (%v); %s: %w", p.Name, p.exit, tailFile(p.Log, 12), errGiveUp)
+	default:
+		return nil
+	}
+}
+
+// running reports whether the process still exists; it serves for a process
+// that somebody else started.
+func (p *process) running() bool {
+	started, err := startTime(p.PID)
+	return err == nil && started == p.Started
+}
+
+// startTime reads when the process was started from /proc.
+func startTime(pid int) (uint64, error) {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	return parseStartTime(string(text))
+}
+
+// parseStartTime takes field 22 of proc_pid_stat(5). The second field is the
+// name of the program, in parentheses, which may itself contain anything.
+func parseStartTime(stat string) (uint64, error) {
+	i := strings.LastIndexByte(stat, ')')
+	fields := strings.Fields(stat[i+1:])
+	if i < 0 || len(fields) < 20 {
+		return 0, errors.New("malformed /proc/PID/stat")
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
