@@ -27,7 +27,7 @@ var alwaysTmpfs = []string{
 }
 
 // alwaysModules are needed by init itself or by everything that runs here.
-var alwaysModules = []string{"ipv6"}
+var alwaysModules = []string{"ipv6", "tun"}
 
 // boot turns the bare kernel with the host's tree as its root into a system.
 func boot(b control.Boot) error {

@@ -1,0 +1,98 @@
+package kerneltest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"braid.dev/braid/internal/netns"
+)
+
+// probes try each feature, once per process.
+var probes = map[Feature]func() error{
+	NetNS:          once(func() error { return nil }),
+	Veth:           once(func() error { return addLink(link{kind: "veth", name: "probe"}) }),
+	Bridge:         once(func() error { return addLink(link{kind: "bridge", name: "probe"}) }),
+	BridgeVLAN:     once(tryBridgeVLAN),
+	Tap:            once(tryTap),
+	Macvlan:        once(func() error { return addChild("macvlan", attr32(1, 4)) }), // mode: bridge
+	IPVlan:         once(func() error { return addChild("ipvlan", attr16(1, 0)) }),  // mode: l2
+	VLAN:           once(func() error { return addChild("vlan", attr16(1, 2001)) }), // id
+	VXLAN:          once(func() error { return addLink(link{kind: "vxlan", name: "probe", data: attr32(1, 7)}) }),
+	Geneve:         once(tryGeneve),
+	Dummy:          once(func() error { return addLink(link{kind: "dummy", name: "probe"}) }),
+	VRF:            once(func() error { return addLink(link{kind: "vrf", name: "probe", data: attr32(1, 7)}) }),
+	NftInet:        once(func() error { return addNftTable(unix.NFPROTO_INET) }),
+	NftBridge:      once(func() error { return addNftTable(unix.NFPROTO_BRIDGE) }),
+	IptablesLegacy: once(tryIptablesLegacy),
+}
+
+// once runs try in a namespace that exists only for that.
+func once(try func() error) func() error {
+	return sync.OnceValue(func() (err error) {
+		name := freshName()
+		ns, err := netns.New(name)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, ns.Close(), netns.Delete(name)) }()
+		return ns.Do(try)
+	})
+}
+
+// addChild creates a link on top of another one. A veth serves as the lower
+// link, because every kernel that Braid runs on has it.
+func addChild(kind string, data []byte) error {
+	if err := addLink(link{kind: "veth", name: "lower"}); err != nil {
+		return err
+	}
+	lower, err := linkIndex("lower")
+	if err != nil {
+		return err
+	}
+	return addLink(link{kind: kind, name: "probe", parent: lower, data: data})
+}
+
+func tryBridgeVLAN() error {
+	if err := addLink(link{kind: "bridge", name: "probe"}); err != nil {
+		return err
+	}
+	index, err := linkIndex("probe")
+	if err != nil {
+		return err
+	}
+	return addBridgeVLAN(index, 2001)
+}
+
+func tryGeneve() error {
+	const id, remote = 1, 2
+	data := append(attr32(id, 7), attr(remote, []byte{192, 0, 2, 1})...)
+	return addLink(link{kind: "geneve", name: "probe", data: data})
+}
+
+func tryTap() error {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, err := unix.NewIfreq("probe")
+	if err != nil {
+		return err
+	}
+	r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	return unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, r)
+}
+
+// tryIptablesLegacy asks the program, which loads what the kernel lacks.
+func tryIptablesLegacy() error {
+	out, err := exec.Command("iptables-legacy", "-w", "-t", "nat", "-S").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("iptables-legacy: %w: %s", err, out)
+	}
+	return nil
+}
