@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,8 +66,10 @@ func converse(ctx context.Context, conn *net.UnixConn, c Call) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	if err := sendFirst(conn, frame, c.NetNS); err != nil {
-		return Reply{}, fmt.Errorf("%w: send request: %w", ErrLost, err)
+	sendErr := sendFirst(conn, frame, c.NetNS)
+	if sendErr != nil {
+		// The daemon may have said why it reads no further.
+		conn.CloseWrite()
 	}
 	h := hand{conn: conn, run: c.Run, running: map[uint64]context.CancelFunc{}}
 	defer h.wait()
@@ -77,7 +80,7 @@ func converse(ctx context.Context, conn *net.UnixConn, c Call) (Reply, error) {
 		m, err := decode(conn)
 		switch {
 		case err != nil:
-			return Reply{}, fmt.Errorf("%w: %w", ErrLost, err)
+			return Reply{}, fmt.Errorf("%w: %w", ErrLost, cmp.Or(sendErr, err))
 		case m.Reply != nil:
 			return *m.Reply, nil
 		case m.Exec != nil:

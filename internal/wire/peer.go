@@ -41,10 +41,10 @@ func sendFirst(conn *net.UnixConn, frame []byte, f *os.File) error {
 		return err
 	}
 	n, _, err := conn.WriteMsgUnix(frame, syscall.UnixRights(int(f.Fd())), nil)
-	if err != nil {
+	if err != nil || n == len(frame) {
 		return err
 	}
-	// The kernel may take only a part; the descriptor went with its first byte.
+	// The kernel took a part, and the descriptor went with its first byte.
 	_, err = conn.Write(frame[n:])
 	return err
 }
@@ -107,6 +107,10 @@ func descriptors(control []byte) ([]int, error) {
 	}
 	var all []int
 	for i := range messages {
+		if len(messages[i].Data)%4 != 0 {
+			// The kernel makes none such, and ParseUnixRights would panic.
+			return nil, fmt.Errorf("control message of %d bytes", len(messages[i].Data))
+		}
 		fds, err := syscall.ParseUnixRights(&messages[i])
 		if err != nil {
 			continue // another kind of control message
