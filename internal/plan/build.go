@@ -72,8 +72,8 @@ func defaultAttachment(in Input) (Attachment, error) {
 		Config:        in.Default,
 		RuntimeConfig: maps.Clone(in.RuntimeConfig),
 	}
-	annotation, ok := in.Pod.Annotations[DefaultNetworkAnnotation]
-	if !ok {
+	annotation := in.Pod.Annotations[DefaultNetworkAnnotation]
+	if annotation == "" {
 		if len(in.Default.Plugins) == 0 {
 			return Attachment{}, later("there is no default network yet")
 		}

@@ -127,6 +127,9 @@ func atOffset(text []byte, err error) error {
 	switch {
 	case errors.As(err, &syntax):
 		offset = syntax.Offset - 1 // Offset counts the offending byte too
+		if syntax.Error() == "unexpected end of JSON input" {
+			offset++ // there is none
+		}
 	case errors.As(err, &mistype):
 		offset = mistype.Offset - 1
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
