@@ -3,6 +3,10 @@
 package refplugin
 
 import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 )
 
@@ -180,4 +185,46 @@ func pins() (string, error) {
 			return "", fmt.Errorf("no lab/cni above %s", wd)
 		}
 	}
+}
+
+// Call is one request to a plugin.
+type Call struct {
+	Command     string // ADD, DEL, CHECK, …
+	ContainerID string
+	IfName      string
+	// NetNS is the path of the network namespace. An IPAM plugin needs none
+	// and accepts any text.
+	NetNS string
+	Args  string
+	Conf  []byte
+}
+
+// Run runs the named plugin of dir and returns what it printed. An error that
+// the plugin printed, as the CNI specification wants it, comes back as
+// *types.Error.
+func Run(ctx context.Context, dir, name string, c Call) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, name))
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"),
+		"CNI_COMMAND=" + c.Command,
+		"CNI_CONTAINERID=" + c.ContainerID,
+		"CNI_IFNAME=" + c.IfName,
+		"CNI_NETNS=" + cmp.Or(c.NetNS, "none"),
+		"CNI_ARGS=" + c.Args,
+		"CNI_PATH=" + dir,
+		// The namespace of the test itself must not matter.
+		"CNI_NETNS_OVERRIDE=1",
+	}
+	cmd.Stdin = bytes.NewReader(c.Conf)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err == nil {
+		return out, nil
+	}
+	var cniErr types.Error
+	if json.Unmarshal(out, &cniErr) == nil && cniErr.Msg != "" {
+		return nil, &cniErr
+	}
+	return nil, fmt.Errorf("%s %s: %w\n%s%s", name, c.Command, err, out, stderr.Bytes())
 }

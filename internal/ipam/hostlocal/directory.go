@@ -1,0 +1,278 @@
+package hostlocal
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"braid.dev/braid/internal/ipam/request"
+)
+
+// Names in the directory of a network. The first two are the reference's. A
+// file by the name of an address, as Go prints it, records its holder.
+const (
+	lockName      = "lock"
+	lastPrefix    = "last_reserved_ip." // followed by the number of the range set
+	scratchPrefix = ".braid-"           // a record that has no address yet
+)
+
+// files is the file system below the data dir.
+type files interface {
+	// MakeDir makes dir and its parents, durably.
+	MakeDir(dir string) error
+	Names(dir string) ([]string, error)
+	// Stat does not follow a symbolic link.
+	Stat(path string) (stamp, error)
+	Read(path string) ([]byte, error)
+	// Overwrite replaces the content of path, without waiting for the disk.
+	Overwrite(path string, data []byte) error
+	// Stage writes data durably to a new file in dir.
+	Stage(dir, prefix string, data []byte) (path string, err error)
+	// Link gives a file a second name. It fails with fs.ErrExist where
+	// somebody has taken the name.
+	Link(oldpath, newpath string) error
+	Remove(path string) error
+	// SyncDir makes durable which names dir has.
+	SyncDir(dir string) error
+	// Lock waits for the exclusive lock on path, which it creates.
+	Lock(ctx context.Context, path string) (unlock func(), err error)
+}
+
+// stamp changes when a file is replaced or written.
+type stamp struct {
+	inode   uint64
+	changed int64 // nanoseconds
+	size    int64
+	regular bool
+	// settled is false while a change could still leave the stamp as it is,
+	// because the file system's clock has not ticked.
+	settled bool
+}
+
+// networks remembers, for each directory in use, who is inside and what its
+// files said.
+type networks struct {
+	mu   sync.Mutex
+	open map[string]*network
+}
+
+type network struct {
+	users int
+	// turn holds a token while a caller of this process is inside. The file
+	// lock alone would do, but must be polled; see disk.Lock.
+	turn chan struct{}
+	// seen saves reading every file on every call: what a file said last time
+	// holds as long as its stamp is the same. Guarded by turn.
+	seen map[string]record
+}
+
+type record struct {
+	stamp  stamp
+	holder holder
+	torn   bool
+}
+
+// directory is a locked network.
+type directory struct {
+	files
+	path    string
+	network *network
+	names   []string // since read
+	leave   func()
+}
+
+// enter waits until this call is alone in the network, in this process and
+// among all that use the reference's lock. The error is fs.ErrNotExist when the
+// directory does not exist.
+func (p *plugin) enter(ctx context.Context, path string) (*directory, error) {
+	n := p.networks.get(path)
+	select {
+	case n.turn <- struct{}{}:
+	case <-ctx.Done():
+		p.networks.put(path, n)
+		return nil, fmt.Errorf("wait for the lock of %s: %w", path, context.Cause(ctx))
+	}
+	unlock, err := p.files.Lock(ctx, filepath.Join(path, lockName))
+	leave := func() {
+		if unlock != nil {
+			unlock()
+		}
+		if len(n.seen) == 0 {
+			n.seen = nil
+		}
+		<-n.turn
+		p.networks.put(path, n)
+	}
+	if err != nil {
+		leave()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return &directory{files: p.files, path: path, network: n, leave: leave}, nil
+}
+
+func (ns *networks) get(path string) *network {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	n := ns.open[path]
+	if n == nil {
+		n = &network{turn: make(chan struct{}, 1)}
+		ns.open[path] = n
+	}
+	n.users++
+	return n
+}
+
+// put forgets a network that nobody uses and that has no address.
+func (ns *networks) put(path string, n *network) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	if n.users--; n.users == 0 && n.seen == nil {
+		delete(ns.open, path)
+	}
+}
+
+// read returns what the files say. sets is the number of range sets whose last
+// address is of interest.
+func (d *directory) read(sets int) (state, error) {
+	names, err := d.Names(d.path)
+	if err != nil {
+		return state{}, fmt.Errorf("read address records: %w", err)
+	}
+	d.names = names
+	st := state{holders: make(map[netip.Addr]holder), torn: make(map[netip.Addr]bool), last: make([]netip.Addr, sets)}
+	seen := make(map[string]record)
+	for _, name := range names {
+		a, err := request.Addr(name)
+		if err != nil {
+			continue
+		}
+		r, err := d.readRecord(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return state{}, fmt.Errorf("read address record: %w", err)
+		}
+		seen[name] = r
+		switch _, known := st.holders[a]; {
+		case name != a.String():
+			// Nobody writes such a name, so it says nothing for certain; the
+			// address is not handed out.
+			if !known {
+				st.holders[a] = ""
+			}
+		case r.torn:
+			st.torn[a] = true
+		default:
+			st.holders[a] = r.holder
+		}
+	}
+	d.network.seen = seen
+	for i := range st.last {
+		st.last[i] = d.readLast(i)
+	}
+	return st, nil
+}
+
+// readRecord reads one address file. One without content is torn: every writer
+// holds the lock until it has written, so whoever made it died before.
+func (d *directory) readRecord(name string) (record, error) {
+	path := filepath.Join(d.path, name)
+	s, err := d.Stat(path)
+	if err != nil {
+		return record{}, err
+	}
+	if old, ok := d.network.seen[name]; ok && s.settled && old.stamp == s {
+		return old, nil
+	}
+	r := record{stamp: s}
+	if !s.regular {
+		return r, nil
+	}
+	data, err := d.Read(path)
+	if err != nil {
+		return record{}, err
+	}
+	// Some file systems fill what a power failure lost with zero bytes.
+	r.torn = len(bytes.Trim(data, "\x00 \t\r\n")) == 0
+	r.holder = holder(bytes.TrimSpace(data))
+	return r, nil
+}
+
+// readLast returns the address that range set i gave last. Not to know it costs
+// nothing but the order of addresses, so nothing about it is a failure.
+func (d *directory) readLast(i int) netip.Addr {
+	data, err := d.Read(filepath.Join(d.path, lastPrefix+strconv.Itoa(i)))
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, err := request.Addr(string(data))
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a
+}
+
+// record links the staged record under its address. What the set gave last is
+// written first: a crash in between skips an address in the order, whereas the
+// other way round a failed write would have to be undone.
+func (d *directory) record(ch choice, staged string, torn bool) error {
+	err := d.Overwrite(filepath.Join(d.path, lastPrefix+strconv.Itoa(ch.set)), []byte(ch.addr.String()))
+	if err != nil {
+		return err
+	}
+	if torn {
+		if err := d.remove([]netip.Addr{ch.addr}); err != nil {
+			return err
+		}
+	}
+	return d.Link(staged, filepath.Join(d.path, ch.addr.String()))
+}
+
+func (d *directory) remove(addrs []netip.Addr) error {
+	var names []string
+	for _, a := range addrs {
+		names = append(names, a.String())
+	}
+	return d.removeNames(names)
+}
+
+// removeNames removes all it can.
+func (d *directory) removeNames(names []string) error {
+	var errs []error
+	for _, name := range names {
+		if err := d.Remove(filepath.Join(d.path, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("release %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// scratch returns the names of records that k's interrupted calls left without
+// an address.
+func (d *directory) scratch(k key) []string {
+	var names []string
+	for _, name := range d.names {
+		if strings.HasPrefix(name, k.stagePrefix()) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// stagePrefix lets a later call find what this attachment's calls left, without
+// reading files. It is a hash because an interface name may contain anything
+// that a file name may, and the container ID may be long.
+func (k key) stagePrefix() string {
+	sum := sha256.Sum256([]byte(k.holder()))
+	return scratchPrefix + hex.EncodeToString(sum[:8]) + "-"
+}

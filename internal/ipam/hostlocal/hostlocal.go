@@ -1,0 +1,267 @@
+// Package hostlocal gives attachments addresses that are unique on this node,
+// from the ranges of their configuration, as the CNI reference plugin
+// host-local does.
+//
+// It keeps its records in the files and under the lock of the reference, so
+// that both can work on one directory at the same time. README.md says what it
+// reads, how the files look and where it differs from the reference.
+package hostlocal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"braid.dev/braid/internal/ipam"
+	"braid.dev/braid/internal/ipam/request"
+)
+
+// DefaultDataDir is where the reference keeps its records.
+const DefaultDataDir = "/var/lib/cni/networks"
+
+// Config is what New needs. The zero value serves.
+type Config struct {
+	// DataDir holds one directory per network, for configurations without
+	// ipam.dataDir. Empty means DefaultDataDir.
+	DataDir string
+	// ReadFile reads the file that ipam.resolvConf names, where the daemon
+	// does not see the node's files at their places. Nil means to read it at
+	// its path.
+	ReadFile func(path string) ([]byte, error)
+}
+
+// New returns the dialect host-local.
+func New(c Config) ipam.Plugin {
+	if c.DataDir == "" {
+		c.DataDir = DefaultDataDir
+	}
+	if c.ReadFile == nil {
+		c.ReadFile = readSmallFile
+	}
+	return newPlugin(c, disk{})
+}
+
+func newPlugin(c Config, files files) *plugin {
+	return &plugin{Config: c, files: files, networks: networks{open: make(map[string]*network)}}
+}
+
+type plugin struct {
+	Config
+	files    files
+	networks networks
+}
+
+// Add gives the attachment one address of each range set. What the same
+// attachment holds from an earlier call is kept where it fits the request, and
+// released where it does not or when Add fails.
+func (p *plugin) Add(ctx context.Context, r ipam.Request) (*current.Result, error) {
+	if err := request.Identity(r); err != nil {
+		return nil, err
+	}
+	c, err := parse(r.Conf, r.Args, p.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	res := &current.Result{CNIVersion: current.ImplementedSpecVersion, Routes: c.routes}
+	if c.resolvConf != "" {
+		data, err := p.ReadFile(c.resolvConf)
+		if err != nil {
+			return nil, fmt.Errorf("ipam.resolvConf: %w", err)
+		}
+		res.DNS = parseResolvConf(data)
+	}
+	choices, err := p.reserve(ctx, c, key{r.ContainerID, r.IfName})
+	if err != nil {
+		return nil, err
+	}
+	for _, ch := range choices {
+		res.IPs = append(res.IPs, request.IPConfig(netip.PrefixFrom(ch.addr, ch.span.subnet.Bits()), ch.span.gateway))
+	}
+	return res, nil
+}
+
+// reserve makes the record durable before it takes its name: a file with the
+// content is written and synced aside, then linked under each address. So a
+// crash at any moment leaves whole records or none. The slow part, waiting for
+// the disk, happens without the lock.
+func (p *plugin) reserve(ctx context.Context, c config, k key) ([]choice, error) {
+	if err := p.files.MakeDir(c.dir); err != nil {
+		return nil, fmt.Errorf("make directory of the network: %w", err)
+	}
+	staged, err := p.files.Stage(c.dir, k.stagePrefix(), []byte(k.holder()))
+	if err != nil {
+		return nil, fmt.Errorf("write address record: %w", err)
+	}
+	choices, err := p.take(ctx, c, k, staged)
+	if rmErr := p.files.Remove(staged); err == nil && rmErr != nil {
+		err = errors.Join(fmt.Errorf("remove scratch file: %w", rmErr), p.undo(ctx, c.dir, k))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := p.files.SyncDir(c.dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("make address records durable: %w", err), p.undo(ctx, c.dir, k))
+	}
+	return choices, nil
+}
+
+// undo releases what k holds, also when the time of the request is up.
+func (p *plugin) undo(ctx context.Context, dir string, k key) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	return p.release(ctx, dir, k)
+}
+
+const undoTime = 5 * time.Second
+
+// take chooses and records the addresses under the lock of the network. On
+// error k holds nothing any more.
+func (p *plugin) take(ctx context.Context, c config, k key, staged string) ([]choice, error) {
+	d, err := p.enter(ctx, c.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.leave()
+	st, err := d.read(len(c.sets))
+	if err != nil {
+		return nil, err
+	}
+	choices, err := d.fill(c, k, st, staged)
+	keep := func(a netip.Addr) bool {
+		return err == nil && slices.ContainsFunc(choices, func(ch choice) bool { return ch.addr == a })
+	}
+	drop := slices.DeleteFunc(st.heldBy(k), keep)
+	left := slices.DeleteFunc(d.scratch(k), func(name string) bool { return name == filepath.Base(staged) })
+	if dropErr := errors.Join(d.remove(drop), d.removeNames(left)); dropErr != nil {
+		return nil, errors.Join(err, dropErr)
+	}
+	return choices, err
+}
+
+// fill records one new address after the other until each range set has given
+// one. It updates st with what it did.
+func (d *directory) fill(c config, k key, st state, staged string) ([]choice, error) {
+	for {
+		choices, err := choose(c.sets, c.asked, st, k)
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(choices, func(ch choice) bool { return !ch.held })
+		if i < 0 {
+			return choices, nil
+		}
+		ch := choices[i]
+		holder := k.holder()
+		err = d.record(ch, staged, st.torn[ch.addr])
+		if errors.Is(err, fs.ErrExist) {
+			// Somebody who does not take the lock was faster, such as another
+			// node on a shared file system that emulates locks.
+			holder, err = "", nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("record address %s: %w", ch.addr, err)
+		}
+		delete(st.torn, ch.addr)
+		st.holders[ch.addr] = holder
+		st.last[ch.set] = ch.addr
+	}
+}
+
+// Del releases every address that the attachment holds in the network, from
+// whatever ranges. It reads nothing of the configuration but the name and
+// ipam.dataDir.
+func (p *plugin) Del(ctx context.Context, r ipam.Request) error {
+	if err := request.Identity(r); err != nil {
+		return err
+	}
+	dir, err := parseDir(r.Conf, p.DataDir)
+	if err != nil {
+		return err
+	}
+	return p.release(ctx, dir, key{r.ContainerID, r.IfName})
+}
+
+func (p *plugin) release(ctx context.Context, dir string, k key) error {
+	d, err := p.enter(ctx, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	st, err := d.read(0)
+	var changed bool
+	if err == nil {
+		addrs := st.releasable(k)
+		scratch := d.scratch(k)
+		changed = len(addrs)+len(scratch) > 0
+		err = errors.Join(d.remove(addrs), d.removeNames(scratch))
+	}
+	d.leave()
+	if changed {
+		if syncErr := p.files.SyncDir(dir); syncErr != nil {
+			err = errors.Join(err, fmt.Errorf("make the release durable: %w", syncErr))
+		}
+	}
+	return err
+}
+
+// Check reports an attachment without any record, and the first address of
+// prevResult that lies in the network's ranges and is not recorded for it.
+func (p *plugin) Check(ctx context.Context, r ipam.Request) error {
+	if err := request.Identity(r); err != nil {
+		return err
+	}
+	c, err := parse(r.Conf, r.Args, p.DataDir)
+	if err != nil {
+		return err
+	}
+	prev, err := request.PrevResult(r.Conf)
+	if err != nil {
+		return err
+	}
+	st, err := p.look(ctx, c.dir)
+	if err != nil {
+		return err
+	}
+	k := key{r.ContainerID, r.IfName}
+	held := st.releasable(k)
+	if len(held) == 0 {
+		return fmt.Errorf("no address of %v is recorded in %s", k.holder(), c.dir)
+	}
+	for _, ip := range prev.IPs {
+		a, ok := request.PrefixOf(ip)
+		if !ok || slices.Contains(held, a.Addr()) {
+			continue
+		}
+		if _, err := assign(c.sets, []netip.Addr{a.Addr()}); err != nil {
+			continue // not from these ranges
+		}
+		h, taken := st.holders[a.Addr()]
+		if !taken {
+			return fmt.Errorf("address %s of %v is not recorded in %s", a.Addr(), k.holder(), c.dir)
+		}
+		return fmt.Errorf("address %s of %v is held by %v", a.Addr(), k.holder(), h)
+	}
+	return nil
+}
+
+// look reads the state of a network; a network without directory has none.
+func (p *plugin) look(ctx context.Context, dir string) (state, error) {
+	d, err := p.enter(ctx, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return state{}, nil
+	}
+	if err != nil {
+		return state{}, err
+	}
+	defer d.leave()
+	return d.read(0)
+}
