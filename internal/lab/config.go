@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -78,6 +79,12 @@ var ExternalVLANs = []VLAN{
 type VLAN struct {
 	ID   int
 	Addr netip.Prefix
+}
+
+// MAC is the link's MAC address: locally administered, with the IPv4 address
+// in it.
+func (v VLAN) MAC() net.HardwareAddr {
+	return append(net.HardwareAddr{0x02, 0x42}, v.Addr.Addr().AsSlice()...)
 }
 
 var validName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,19}$`)

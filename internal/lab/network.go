@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
-
-	"braid.dev/braid/internal/guest"
 )
 
 // hostLinks are the links of a lab outside of its guests: a bridge for the
@@ -46,25 +44,39 @@ func ipBatch(ctx context.Context, p paths, lines string) error {
 	return nil
 }
 
+// externalMachine is the machine of the host on the trunk. It answers an ARP
+// request only on the link that has the address: without that, every VLAN
+// would seem to contain all of its addresses.
+var externalMachine = machine{
+	memoryMiB: 192,
+	modules:   []string{"8021q"},
+	sysctls: map[string]string{
+		"net.ipv4.conf.all.arp_ignore":   "1",
+		"net.ipv4.conf.all.arp_announce": "2",
+	},
+}
+
 // startExternal boots the host on the trunk that is no node, and gives it its
 // addresses. It is a guest, because the kernel of the machine may not know
 // 802.1Q.
 func (b *builder) startExternal(ctx context.Context, n node) error {
-	g, err := b.boot(ctx, n, 192)
+	g, err := b.boot(ctx, n, externalMachine)
 	if err != nil {
 		return err
 	}
-	return externalLinks(ctx, g)
+	return wrap("VLAN links", script(ctx, g, externalLinks()))
 }
 
-func externalLinks(ctx context.Context, g *guest.Guest) error {
+// externalLinks makes one link per VLAN. Each has a MAC address of its own, so
+// that an answer shows which VLAN it came from.
+func externalLinks() string {
 	var s strings.Builder
 	s.WriteString("ip -batch - <<EOF\nlink set " + TrunkNIC + " up\n")
 	for _, v := range ExternalVLANs {
 		link := fmt.Sprintf("vlan%d", v.ID)
-		fmt.Fprintf(&s, "link add link %s name %s type vlan id %d\naddr add %s dev %s\nlink set %s up\n",
-			TrunkNIC, link, v.ID, v.Addr, link, link)
+		fmt.Fprintf(&s, "link add link %s name %s address %s type vlan id %d\naddr add %s dev %s\nlink set %s up\n",
+			TrunkNIC, link, v.MAC(), v.ID, v.Addr, link, link)
 	}
 	s.WriteString("EOF\n")
-	return wrap("VLAN links", script(ctx, g, s.String()))
+	return s.String()
 }

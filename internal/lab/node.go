@@ -31,9 +31,29 @@ var nodeModules = []string{
 	"xt_nat", "xt_recent", "xt_statistic", "xt_tcpudp", "xt_multiport", "xt_physdev", "xt_REDIRECT",
 }
 
+// A machine is what a guest is given beside its links.
+type machine struct {
+	memoryMiB int
+	modules   []string
+	sysctls   map[string]string
+}
+
+// clusterMachine is the machine of a node: a router between its pods and the
+// others, which also sees what its bridges forward, as kube-proxy needs it.
+func (c Config) clusterMachine() machine {
+	return machine{
+		memoryMiB: c.NodeMemoryMiB,
+		modules:   nodeModules,
+		sysctls: map[string]string{
+			"net.ipv4.ip_forward":                "1",
+			"net.bridge.bridge-nf-call-iptables": "1",
+		},
+	}
+}
+
 // boot starts the guest of n with its links on the management bridge and the
 // trunk.
-func (b *builder) boot(ctx context.Context, n node, memoryMiB int) (*guest.Guest, error) {
+func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, error) {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	hosts := map[string]netip.Addr{}
@@ -42,7 +62,7 @@ func (b *builder) boot(ctx context.Context, n node, memoryMiB int) (*guest.Guest
 	}
 	g, err := guest.Start(ctx, guest.Config{
 		Name:      n.Name,
-		MemoryMiB: memoryMiB,
+		MemoryMiB: m.memoryMiB,
 		Dir:       b.guest(n.Name),
 		NetNS:     b.netns(),
 		Cgroup:    b.world.group.dir,
@@ -51,11 +71,8 @@ func (b *builder) boot(ctx context.Context, n node, memoryMiB int) (*guest.Guest
 			{Name: TrunkNIC, Tap: n.Tap + "t", Bridge: trunk},
 		},
 		Hosts:   hosts,
-		Modules: nodeModules,
-		Sysctls: map[string]string{
-			"net.ipv4.ip_forward":                "1",
-			"net.bridge.bridge-nf-call-iptables": "1",
-		},
+		Modules: m.modules,
+		Sysctls: m.sysctls,
 	})
 	if err != nil {
 		return nil, err
@@ -67,7 +84,7 @@ func (b *builder) boot(ctx context.Context, n node, memoryMiB int) (*guest.Guest
 // startNode brings one node up to the point where its kubelet reports Ready
 // as soon as all nodes' pod ranges are known.
 func (b *builder) startNode(ctx context.Context, n node, images []string) error {
-	g, err := b.boot(ctx, n, b.cfg.NodeMemoryMiB)
+	g, err := b.boot(ctx, n, b.cfg.clusterMachine())
 	if err != nil {
 		return err
 	}
