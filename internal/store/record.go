@@ -38,6 +38,9 @@ type Record struct {
 	// Result is the CNI result in the format of the latest specification.
 	// Empty means intent: ADD began and may have done any part of it.
 	Result json.RawMessage `json:"result,omitempty"`
+	// FailedDels is how many attempts to take the attachment down have failed
+	// while it was an intent.
+	FailedDels int `json:"failedDels,omitempty"`
 }
 
 // Key is the key that the record is stored under.

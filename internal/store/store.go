@@ -16,7 +16,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// FileName is the database's name in the state directory.
+// FileName is the store's usual name in the state directory of the daemon.
 const FileName = "braid.db"
 
 // ErrLocked is returned by Open while another process has the store open.
@@ -55,22 +55,21 @@ type write struct {
 	done  chan error // buffered: the writer never waits for a caller
 }
 
-// Options of Open. The zero value serves.
-type Options struct {
-	// LockWait is how long Open waits for another process to close the store.
-	// The default is 5 seconds, enough for a daemon that is being replaced.
-	LockWait time.Duration
-}
+// lockWait is how long Open waits for another process to close the store:
+// enough for a daemon that is being replaced.
+const lockWait = 5 * time.Second
 
-// Open opens or creates the store in dir. Records that cannot be read are set
-// aside and reported by Damaged; a file that is no store of this version at
-// all is an error, and stays as it is.
-func Open(dir string, o Options) (*Store, error) {
-	if o.LockWait <= 0 {
-		o.LockWait = 5 * time.Second
+// Open opens or creates the store, a file with its directory. While another
+// process has it open it waits, for 5 seconds at most, or until the deadline of
+// ctx. Records that cannot be read are set aside, see DamagedError; a file that
+// is no store of this version at all is an error, and stays as it is.
+func Open(ctx context.Context, path string) (*Store, error) {
+	wait := lockWait
+	if deadline, ok := ctx.Deadline(); ok {
+		// 0 would be for ever.
+		wait = max(min(wait, time.Until(deadline)), time.Millisecond)
 	}
-	path := filepath.Join(dir, FileName)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{
@@ -81,7 +80,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	err := guard(func() (err error) {
 		s.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-			Timeout:      o.LockWait,
+			Timeout:      wait,
 			FreelistType: bbolt.FreelistMapType,
 		})
 		if err != nil {

@@ -22,7 +22,7 @@ import (
 
 func open(t testing.TB, dir string) *Store {
 	t.Helper()
-	s, err := Open(dir, Options{})
+	s, err := Open(context.Background(), filepath.Join(dir, FileName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,9 @@ func TestSecondDaemonIsToldToWait(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir)
 	start := time.Now()
-	_, err := Open(dir, Options{LockWait: 60 * time.Millisecond})
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Millisecond)
+	defer cancel()
+	_, err := Open(ctx, filepath.Join(dir, FileName))
 	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("Open of an open store: %v", err)
 	}
@@ -222,7 +224,7 @@ func TestForeignFileIsRefusedAndKept(t *testing.T) {
 			dir := t.TempDir()
 			path := filepath.Join(dir, FileName)
 			must(t, os.WriteFile(path, content, 0o600))
-			s, err := Open(dir, Options{})
+			s, err := Open(context.Background(), filepath.Join(dir, FileName))
 			if err == nil {
 				s.Close()
 				t.Fatal("it was opened")
@@ -241,7 +243,7 @@ func TestLaterLayoutIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	must(t, open(t, dir).Close())
 	tamper(t, dir, func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyVersion, []byte("2")) })
-	if s, err := Open(dir, Options{}); err == nil {
+	if s, err := Open(context.Background(), filepath.Join(dir, FileName)); err == nil {
 		s.Close()
 		t.Error("a store of a later version was opened")
 	}
@@ -341,7 +343,7 @@ func TestStoreEqualsAMap(t *testing.T) {
 		must(t, err)
 		defer os.RemoveAll(dir)
 		ctx := context.Background()
-		s, err := Open(dir, Options{})
+		s, err := Open(context.Background(), filepath.Join(dir, FileName))
 		must(t, err)
 		defer func() { s.Close() }()
 		model := map[Key]Record{}
@@ -367,7 +369,7 @@ func TestStoreEqualsAMap(t *testing.T) {
 				delete(model, k)
 			case 3:
 				must(t, s.Close())
-				s, err = Open(dir, Options{})
+				s, err = Open(context.Background(), filepath.Join(dir, FileName))
 				must(t, err)
 			}
 			got, err := s.All()

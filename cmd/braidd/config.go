@@ -1,0 +1,70 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// config is the file of --config. Every key may be missing.
+type config struct {
+	// RequestTimeout bounds each request of the runtime.
+	RequestTimeout duration `json:"requestTimeout"`
+	// PluginTimeout bounds each run of a plugin that is a program.
+	PluginTimeout duration `json:"pluginTimeout"`
+	// CleanupTimeout bounds the rollback of an ADD that failed.
+	CleanupTimeout duration `json:"cleanupTimeout"`
+	// ShutdownGrace is how long requests may still run after SIGTERM.
+	ShutdownGrace duration `json:"shutdownGrace"`
+	// Parallel bounds how many containers are worked on at once.
+	Parallel int `json:"parallel"`
+}
+
+// duration is written as Go does, such as 30s.
+type duration time.Duration
+
+func (d *duration) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("%s is no duration such as \"30s\"", b)
+	}
+	parsed, err := time.ParseDuration(s)
+	if err != nil || parsed <= 0 {
+		return fmt.Errorf("%q is no duration such as \"30s\"", s)
+	}
+	*d = duration(parsed)
+	return nil
+}
+
+func defaults() config {
+	return config{
+		RequestTimeout: duration(60 * time.Second),
+		PluginTimeout:  duration(30 * time.Second),
+		CleanupTimeout: duration(30 * time.Second),
+		ShutdownGrace:  duration(20 * time.Second),
+		Parallel:       16,
+	}
+}
+
+// readConfig reads the file, defaults without one. A key that is misspelt is an
+// error and not a setting that silently does nothing.
+func readConfig(path string) (config, error) {
+	c := defaults()
+	if path == "" {
+		return c, nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return c, fmt.Errorf("read settings: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(data, &c); err != nil {
+		return c, fmt.Errorf("read settings %s: %w", path, err)
+	}
+	if c.Parallel <= 0 {
+		return c, fmt.Errorf("read settings %s: parallel is %d, it must be at least 1", path, c.Parallel)
+	}
+	return c, nil
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"braid.dev/braid/internal/attach"
+	"braid.dev/braid/internal/confdir"
+	"braid.dev/braid/internal/daemon"
+	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/driver/bridge"
+	"braid.dev/braid/internal/ipam"
+	"braid.dev/braid/internal/ipam/hostlocal"
+	"braid.dev/braid/internal/ipam/static"
+	"braid.dev/braid/internal/kube"
+	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/rtnl"
+	"braid.dev/braid/internal/store"
+	"braid.dev/braid/internal/wire"
+)
+
+// serve puts the parts together and runs them until ctx ends or one of them
+// cannot go on.
+func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err error) {
+	records, err := store.Open(ctx, filepath.Join(f.stateDir, store.FileName))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, records.Close()) }()
+	networks, err := confdir.New(confdir.Config{Dir: f.confDir, StateDir: f.stateDir, Socket: f.socket(), Log: log})
+	if err != nil {
+		return err
+	}
+	var cluster *kube.Cluster
+	if !f.noCluster {
+		cluster, err = kube.Connect(kube.Config{
+			Kubeconfig: f.kubeconfig, NodeName: f.nodeName, UserAgent: "braidd/" + version, Log: log,
+		})
+		if err != nil {
+			return fmt.Errorf("%w (without a cluster: --no-cluster)", err)
+		}
+	}
+	d := daemon.New(daemon.Config{
+		Attacher:       attacher(f, conf, records),
+		Records:        records,
+		Networks:       networks,
+		Cluster:        clusterFor(cluster),
+		Log:            log,
+		RequestTimeout: time.Duration(conf.RequestTimeout),
+		Parallel:       conf.Parallel,
+	})
+	if err := d.Recover(); err != nil {
+		return err
+	}
+	return run(ctx, f, conf, parts{daemon: d, networks: networks, cluster: cluster, log: log})
+}
+
+// attacher holds the tables of everything that works in process. A type that
+// is in neither is a program of the host.
+func attacher(f flags, conf config, records *store.Store) *attach.Attacher {
+	return &attach.Attacher{
+		Drivers: map[string]driver.Driver{
+			"bridge": bridge.New(bridge.Config{Sysctl: rtnl.Sysctl{Root: f.procSysNet}}),
+		},
+		IPAM: map[string]ipam.Plugin{
+			"static":     static.New(),
+			"host-local": hostlocal.New(hostlocal.Config{DataDir: f.hostLocal}),
+		},
+		Store:          records,
+		BinDirs:        filepath.SplitList(f.binDir),
+		PluginTimeout:  time.Duration(conf.PluginTimeout),
+		CleanupTimeout: time.Duration(conf.CleanupTimeout),
+	}
+}
+
+// parts are what runs.
+type parts struct {
+	daemon   *daemon.Daemon
+	networks *confdir.Watcher
+	cluster  *kube.Cluster
+	log      *slog.Logger
+}
+
+func run(ctx context.Context, f flags, conf config, p parts) error {
+	listener, err := wire.Listen(f.socket())
+	if err != nil {
+		return err
+	}
+	server := &wire.Server{
+		Handle:  p.daemon.Handle,
+		Refused: func(err error) { p.log.Warn("connection refused", "err", err) },
+		Grace:   time.Duration(conf.ShutdownGrace),
+	}
+	p.log.Info("braidd serves", "version", version, "node", f.nodeName, "socket", f.socket(), "conf", f.confDir, "state", f.stateDir)
+	// Requests that are still being served after SIGTERM need the others: they
+	// end last.
+	others, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, others := errgroup.WithContext(others)
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	context.AfterFunc(others, stopServing)
+	group.Go(func() error {
+		defer stop()
+		return server.Serve(serving, listener)
+	})
+	group.Go(func() error { return p.networks.Run(others) })
+	if p.cluster != nil {
+		group.Go(func() error { return p.cluster.Run(others) })
+	}
+	err = group.Wait()
+	p.log.Info("braidd ends", "err", err)
+	return err
+}
+
+// clusterFor is the cluster as the daemon sees it, nil for none.
+func clusterFor(c *kube.Cluster) daemon.Cluster {
+	if c == nil {
+		return nil
+	}
+	return adapter{c}
+}
+
+type adapter struct{ *kube.Cluster }
+
+func (a adapter) Pod(ctx context.Context, namespace, name, uid string) (plan.Pod, error) {
+	return a.Pods.Get(ctx, namespace, name, uid)
+}
+
+func (a adapter) Definition(ctx context.Context, namespace, name string) (plan.Definition, bool, error) {
+	d, err := a.Definitions.Lookup(ctx, namespace, name)
+	if errors.Is(err, kube.ErrNotFound) {
+		return d, false, nil
+	}
+	return d, err == nil, err
+}
+
+func (a adapter) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error {
+	return a.Pods.SetNetworkStatus(ctx, pod, text)
+}
+
+func (a adapter) Added(pod plan.Pod, message string)  { a.Events.Added(pod, message) }
+func (a adapter) Failed(pod plan.Pod, message string) { a.Events.Failed(pod, message) }

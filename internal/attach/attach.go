@@ -1,0 +1,369 @@
+// Package attach makes a plan true in a container's namespace, and takes it
+// down again.
+//
+// It decides nothing: which networks, in which order and with what
+// configuration comes from the plan, and later from the records that ADD left.
+// What it guarantees is the order of things. A record exists before the first
+// plugin is called and until the last one has cleaned up, so at every moment,
+// whatever crashes, the store knows at least what the kernel knows.
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sync/errgroup"
+
+	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/ipam"
+	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/store"
+)
+
+// Store is what attach needs of package store.
+type Store interface {
+	Begin(ctx context.Context, records []store.Record) error
+	Attached(ctx context.Context, k store.Key, result json.RawMessage) error
+	Remove(ctx context.Context, keys ...store.Key) error
+	Sandbox(containerID, ifName string) ([]store.Record, error)
+}
+
+// Attacher attaches and detaches sandboxes. Its methods may be called for
+// several containers at once, but not for one container in parallel.
+type Attacher struct {
+	// Drivers serve plugin types in process. Every other type is a program.
+	Drivers map[string]driver.Driver
+	// IPAM serves address delegates in process.
+	IPAM  map[string]ipam.Plugin
+	Store Store
+	// BinDirs are searched for programs after the CNI_PATH of the request.
+	BinDirs []string
+	// PluginTimeout bounds each run of a program, 0 means only the request's
+	// deadline does.
+	PluginTimeout time.Duration
+	// CleanupTimeout bounds the rollback of an ADD that failed, which goes on
+	// when the request's own time is over. The default is 30 seconds.
+	CleanupTimeout time.Duration
+}
+
+// Attached is one attachment that is true, with its result in the format of
+// the latest CNI specification.
+type Attached struct {
+	plan.Attachment
+	Result *current.Result
+}
+
+// Add makes every attachment of p true in the namespace, in order. On error
+// everything this call made is gone again, as far as it could be: what could
+// not be removed keeps its record, and the error says so.
+//
+// When the same sandbox was attached before by the same request, Add returns
+// the results of that time. Anything else that is recorded for the sandbox is
+// taken down first.
+func (a *Attacher) Add(ctx context.Context, sb store.Sandbox, p plan.Plan, reach Reach) ([]Attached, error) {
+	done, err := a.replay(ctx, sb, p, reach)
+	if done != nil || err != nil {
+		return done, err
+	}
+	if err := namesAreFree(reach.NS, p.Attachments); err != nil {
+		return nil, err
+	}
+	records := intents(sb, p)
+	if err := a.Store.Begin(ctx, records); err != nil {
+		// They may be stored nevertheless.
+		return nil, errors.Join(err, a.rollback(ctx, progress{records: records}, reach))
+	}
+	pr := progress{records: records}
+	if err := a.attachAll(ctx, &pr, reach); err != nil {
+		return nil, errors.Join(err, a.rollback(ctx, pr, reach))
+	}
+	return pr.done, nil
+}
+
+// replay answers a repeated request, or clears the way for a new one.
+func (a *Attacher) replay(ctx context.Context, sb store.Sandbox, p plan.Plan, reach Reach) ([]Attached, error) {
+	records, err := a.Store.Sandbox(sb.ContainerID, sb.IfName)
+	var damaged *store.DamagedError
+	if err != nil && !errors.As(err, &damaged) {
+		return nil, err
+	}
+	if len(records) == 0 && damaged == nil {
+		return nil, nil
+	}
+	if damaged == nil && sameRequest(records, sb, p) {
+		return stored(records)
+	}
+	if _, err := a.Del(ctx, sb.ContainerID, sb.IfName, reach); err != nil {
+		return nil, fmt.Errorf("take down what an earlier ADD left: %w", err)
+	}
+	return nil, nil
+}
+
+func sameRequest(records []store.Record, sb store.Sandbox, p plan.Plan) bool {
+	if len(records) != len(p.Attachments) {
+		return false
+	}
+	for i, r := range records {
+		if !r.Complete() || r.Index != i || r.Sandbox.NSID != sb.NSID || r.Sandbox.Args != sb.Args ||
+			!sameAttachment(r.Attachment, p.Attachments[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func stored(records []store.Record) ([]Attached, error) {
+	done := make([]Attached, len(records))
+	for i, r := range records {
+		result, err := decodeResult(r.Result)
+		if err != nil {
+			return nil, fmt.Errorf("attachment %s: %w", r.Attachment.IfName, err)
+		}
+		done[i] = Attached{Attachment: r.Attachment, Result: result}
+	}
+	return done, nil
+}
+
+func intents(sb store.Sandbox, p plan.Plan) []store.Record {
+	records := make([]store.Record, len(p.Attachments))
+	for i, at := range p.Attachments {
+		records[i] = store.Record{Sandbox: sb, Index: i, Attachment: at}
+	}
+	return records
+}
+
+// namesAreFree refuses a plan whose interface names are taken before anything
+// is made: a plugin that finds out by itself is asked to DEL afterwards, and
+// might then remove somebody else's interface.
+func namesAreFree(ns *netns.NS, attachments []plan.Attachment) error {
+	if ns == nil {
+		return nil
+	}
+	var links []net.Interface
+	err := ns.Do(func() (err error) {
+		links, err = net.Interfaces()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("list the container's interfaces: %w", err)
+	}
+	for _, at := range attachments {
+		for _, link := range links {
+			if link.Name == at.IfName && link.Flags&net.FlagLoopback == 0 {
+				return fmt.Errorf("attach %s (%s): %w", at.IfName, at.Network, refuse(types.ErrInvalidNetworkConfig,
+					"the container already has an interface of this name; ask for another one"))
+			}
+		}
+	}
+	return nil
+}
+
+// progress is how far an ADD has come.
+type progress struct {
+	records []store.Record
+	// done holds the attachments that are complete.
+	done []Attached
+	// touched is how many plugins of the next one may have left something.
+	touched int
+}
+
+// attachAll attaches one after the other. A result is stored while the next
+// attachment is being made; all are stored when it returns nil.
+func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) error {
+	var writes errgroup.Group
+	for i := range pr.records {
+		c := chain{a, pr.records[i], reach}
+		result, touched, err := c.attach(ctx)
+		if err == nil {
+			pr.records[i].Result, err = json.Marshal(result)
+		}
+		if err != nil {
+			pr.touched = touched
+			return errors.Join(err, writes.Wait())
+		}
+		pr.done = append(pr.done, Attached{Attachment: c.record.Attachment, Result: result})
+		key, raw := pr.records[i].Key(), pr.records[i].Result
+		writes.Go(func() error { return a.Store.Attached(ctx, key, raw) })
+	}
+	return writes.Wait()
+}
+
+// rollback undoes an ADD, last attachment first, and forgets what is gone.
+func (a *Attacher) rollback(ctx context.Context, pr progress, reach Reach) error {
+	ctx, cancel := a.cleanup(ctx)
+	defer cancel()
+	var gone []store.Key
+	var errs []error
+	for i := len(pr.records) - 1; i >= 0; i-- {
+		c := chain{a, pr.records[i], reach}
+		plugins := 0
+		switch {
+		case i < len(pr.done):
+			plugins = len(c.plugins())
+		case i == len(pr.done):
+			plugins = pr.touched
+		}
+		if err := c.detach(ctx, plugins); err != nil {
+			errs = append(errs, fmt.Errorf("roll back: %w", err), a.noteFailure(ctx, pr.records[i]))
+			continue
+		}
+		gone = append(gone, pr.records[i].Key())
+	}
+	return errors.Join(append(errs, a.forget(ctx, gone))...)
+}
+
+// noteFailure remembers that an attachment could not be taken down.
+func (a *Attacher) noteFailure(ctx context.Context, r store.Record) error {
+	if r.Complete() {
+		return nil
+	}
+	r.FailedDels++
+	return a.Store.Begin(ctx, []store.Record{r})
+}
+
+// cleanup is a context for taking down: it does not end with the request that
+// failed, but with a time limit of its own.
+func (a *Attacher) cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := a.CleanupTimeout
+	if limit <= 0 {
+		limit = 30 * time.Second
+	}
+	return context.WithTimeoutCause(context.WithoutCancel(ctx), limit,
+		fmt.Errorf("clean-up did not end within %v: %w", limit, context.DeadlineExceeded))
+}
+
+func (a *Attacher) forget(ctx context.Context, keys []store.Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	return a.Store.Remove(ctx, keys...)
+}
+
+// Undo takes down what a successful Add made, for a request that failed after
+// it. Like the rollback of Add it does not end with ctx.
+func (a *Attacher) Undo(ctx context.Context, containerID, ifName string, reach Reach) error {
+	ctx, cancel := a.cleanup(ctx)
+	defer cancel()
+	if _, err := a.Del(ctx, containerID, ifName, reach); err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
+}
+
+// Deleted says what Del found.
+type Deleted struct {
+	// Records is how many attachments were recorded and readable.
+	Records int
+	// Damaged names records that could not be read, nil when all could.
+	Damaged *store.DamagedError
+	// GaveUp holds the errors of programs that Del will not ask again.
+	GaveUp []error
+}
+
+// Del takes a sandbox down by its records, last attachment first. Everything
+// is attempted; what could not be removed keeps its record, so that the
+// runtime's next DEL goes on from there. A sandbox without records is no error.
+//
+// One thing is given up: a program that never finished ADD, and then failed or
+// hung when it was asked to DEL, is asked once more and no third time. A pod
+// that names such a plugin could otherwise never be deleted.
+func (a *Attacher) Del(ctx context.Context, containerID, ifName string, reach Reach) (Deleted, error) {
+	var d Deleted
+	records, err := a.Store.Sandbox(containerID, ifName)
+	if err != nil && !errors.As(err, &d.Damaged) {
+		return d, err
+	}
+	d.Records = len(records)
+	var gone []store.Key
+	var errs []error
+	for i := len(records) - 1; i >= 0; i-- {
+		err := a.delOne(ctx, records[i], reach)
+		if onlyStubborn(err) && records[i].FailedDels > 0 {
+			d.GaveUp, err = append(d.GaveUp, err), nil
+		}
+		if err != nil {
+			errs = append(errs, err, a.noteFailure(ctx, records[i]))
+			continue
+		}
+		gone = append(gone, records[i].Key())
+	}
+	if len(errs) == 0 && d.Damaged != nil {
+		gone = append(gone, d.Damaged.Keys...)
+	}
+	return d, errors.Join(append(errs, a.forget(ctx, gone))...)
+}
+
+func (a *Attacher) delOne(ctx context.Context, r store.Record, reach Reach) error {
+	c := chain{a, r, reach.forRecord(r)}
+	return c.detach(ctx, len(c.plugins()))
+}
+
+// forRecord drops the namespace when it is not the one of the record: its path
+// was reused, and what is in it belongs to somebody else.
+func (r Reach) forRecord(rec store.Record) Reach {
+	if r.NS == nil || rec.Sandbox.NSID.IsZero() {
+		return r
+	}
+	if id, err := r.NS.ID(); err != nil || id != rec.Sandbox.NSID {
+		r.NS = nil
+	}
+	return r
+}
+
+// DelUnrecorded takes down an attachment that no record speaks of, such as one
+// that was made before Braid came to the node, by the configuration that its
+// network has today.
+func (a *Attacher) DelUnrecorded(ctx context.Context, r store.Record, reach Reach) error {
+	return a.delOne(ctx, r, reach)
+}
+
+// ErrUnknown means that nothing is recorded for a sandbox.
+var ErrUnknown = types.NewError(types.ErrUnknownContainer, "no attachment is recorded for this container and interface", "")
+
+// Check compares every attachment of a sandbox with the world, in order, and
+// returns the first difference.
+func (a *Attacher) Check(ctx context.Context, containerID, ifName string, reach Reach) error {
+	records, err := a.Store.Sandbox(containerID, ifName)
+	if err != nil {
+		return err
+	}
+	if len(records) == 0 {
+		return ErrUnknown
+	}
+	for _, r := range records {
+		if err := (chain{a, r, reach}).check(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Status asks the programs of a network whether they are ready (CNI
+// specification 1.1, STATUS). Drivers of Braid always are.
+func (a *Attacher) Status(ctx context.Context, n plan.Network, reach Reach) error {
+	if !atLeast(n.CNIVersion, "1.1.0") {
+		return nil
+	}
+	at := plan.Attachment{Network: n.Name, Config: n}
+	c := chain{a, store.Record{Attachment: at}, reach}
+	for _, p := range n.Plugins {
+		if _, ok := a.Drivers[p.Type]; ok {
+			continue
+		}
+		conf, err := complete(at, p, nil)
+		if err == nil {
+			err = c.program(p.Type).Status(ctx, reach.Host, conf)
+		}
+		if err != nil {
+			return fmt.Errorf("status of %s (plugin %s): %w", n.Name, p.Type, err)
+		}
+	}
+	return nil
+}

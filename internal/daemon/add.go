@@ -1,0 +1,136 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"braid.dev/braid/internal/attach"
+	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/status"
+	"braid.dev/braid/internal/wire"
+)
+
+// add gives a container its networks.
+func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
+	if r.reach.NS == nil {
+		return nil, types.NewError(types.ErrInvalidNetNS, "ADD needs a network namespace", "CNI_NETNS is "+r.NetNS)
+	}
+	pod, err := d.pod(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	done, err := d.attach(ctx, r, pod)
+	if err != nil {
+		d.reportFailure(ctx, pod, err)
+		return nil, err
+	}
+	d.takenDown.forget(r.key())
+	stdout, err := encodeResult(done[0].Result, r.conf.CNIVersion)
+	if err == nil {
+		err = d.publish(ctx, pod, done)
+	}
+	if err != nil {
+		err = errors.Join(err, d.Attacher.Undo(ctx, r.ContainerID, r.IfName, r.reach))
+		d.reportFailure(ctx, pod, err)
+		return nil, err
+	}
+	return stdout, nil
+}
+
+// pod is the pod of the request, empty for a container that is none.
+func (d *Daemon) pod(ctx context.Context, r request) (plan.Pod, error) {
+	if !r.pod.isPod() {
+		return plan.Pod{}, nil
+	}
+	if d.Cluster == nil {
+		return plan.Pod{}, types.NewError(types.ErrTryAgainLater,
+			"this is a pod, but braidd runs without a cluster and cannot know its networks", "start braidd with --kubeconfig")
+	}
+	pod, err := d.Cluster.Pod(ctx, r.pod.namespace, r.pod.name, r.pod.uid)
+	if err != nil {
+		// Never a pod without its networks: whether there are any is unknown.
+		return plan.Pod{}, tryLater(err)
+	}
+	return pod, nil
+}
+
+// attach plans the pod's networks and makes them true.
+func (d *Daemon) attach(ctx context.Context, r request, pod plan.Pod) ([]attach.Attached, error) {
+	p, err := d.plan(ctx, r, pod)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := r.sandbox()
+	if err != nil {
+		return nil, err
+	}
+	sb.Pod = p.Pod
+	done, err := d.Attacher.Add(ctx, sb, p, r.reach)
+	if err == nil && len(done) == 0 {
+		err = errors.New("the plan is empty")
+	}
+	return done, err
+}
+
+func (d *Daemon) plan(ctx context.Context, r request, pod plan.Pod) (plan.Plan, error) {
+	network, _, ok := d.Networks.Default()
+	if !ok {
+		return plan.Plan{}, errNoDefault
+	}
+	// Build asks no questions that wait; what its lookup could not find out
+	// makes its verdict void.
+	var unknown error
+	p, err := plan.Build(plan.Input{
+		Pod: pod, IfName: r.IfName, Default: network, RuntimeConfig: r.conf.RuntimeConfig,
+		Definition: func(namespace, name string) (plan.Definition, bool) {
+			if d.Cluster == nil {
+				return plan.Definition{}, false
+			}
+			def, ok, err := d.Cluster.Definition(ctx, namespace, name)
+			unknown = errors.Join(unknown, err)
+			return def, ok
+		},
+		OnDisk: d.Networks.OnDisk,
+	})
+	if unknown != nil {
+		return plan.Plan{}, tryLater(unknown)
+	}
+	return p, err
+}
+
+var errNoDefault = types.NewError(types.ErrTryAgainLater, "there is no default network yet",
+	"braidd takes the first configuration of the CNI conf dir that is not its own; install the cluster's network")
+
+// publish tells the cluster what the pod got. A pod with nothing but the
+// default network costs no API request.
+func (d *Daemon) publish(ctx context.Context, pod plan.Pod, done []attach.Attached) error {
+	if len(done) < 2 || d.Cluster == nil {
+		return nil
+	}
+	outcomes := make([]status.Outcome, len(done))
+	for i, a := range done {
+		outcomes[i] = status.Outcome{Attachment: a.Attachment, Result: a.Result}
+	}
+	text, err := status.Text(outcomes)
+	if err != nil {
+		return fmt.Errorf("write the network status: %w", err)
+	}
+	if err := d.Cluster.SetNetworkStatus(ctx, pod, text); err != nil {
+		// A pod must not run with networks that it cannot learn of.
+		return tryLater(err)
+	}
+	for _, o := range outcomes {
+		d.Cluster.Added(pod, status.Added(o))
+	}
+	return nil
+}
+
+func (d *Daemon) reportFailure(ctx context.Context, pod plan.Pod, err error) {
+	leaving := errors.Is(context.Cause(ctx), wire.ErrShutdown) // the next daemon tries again
+	if d.Cluster != nil && pod.Name != "" && !leaving {
+		d.Cluster.Failed(pod, err.Error())
+	}
+}

@@ -1,0 +1,220 @@
+// Package daemon serves the requests of the container runtime: it knows the
+// whole story of a pod from CNI_ARGS to the network-status annotation, and
+// leaves each step of it to the package that knows that step.
+//
+// Requests for one container are served one at a time in the order they came,
+// those of different containers in parallel up to a limit, and each has a
+// deadline.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"braid.dev/braid/internal/attach"
+	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/store"
+	"braid.dev/braid/internal/wire"
+)
+
+// Networks are the networks of the conf dir.
+type Networks interface {
+	// Default is the default network and the file it comes from.
+	Default() (n plan.Network, file string, ok bool)
+	OnDisk(name string) (plan.Network, bool)
+}
+
+// Cluster is what serving a pod needs of Kubernetes.
+type Cluster interface {
+	// Pod waits for the pod with this UID until ctx ends.
+	Pod(ctx context.Context, namespace, name, uid string) (plan.Pod, error)
+	// Definition returns ok false when there is no such definition, and an
+	// error when that could not be found out.
+	Definition(ctx context.Context, namespace, name string) (d plan.Definition, ok bool, err error)
+	// SetNetworkStatus writes the annotation, trying again until ctx ends.
+	SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error
+	// Added and Failed record events and do not wait for them.
+	Added(pod plan.Pod, message string)
+	Failed(pod plan.Pod, message string)
+	// Synced says why pods and definitions are not known yet.
+	Synced() error
+}
+
+// Records is what the daemon itself needs of the store.
+type Records interface {
+	All() ([]store.Record, error)
+	Healthy(ctx context.Context) error
+}
+
+// Config is what a Daemon is made of.
+type Config struct {
+	Attacher *attach.Attacher
+	Records  Records
+	Networks Networks
+	// Cluster is nil on a machine without Kubernetes, where every container
+	// gets the default network.
+	Cluster Cluster
+	Log     *slog.Logger
+	// RequestTimeout bounds each request. The default is 60 seconds.
+	RequestTimeout time.Duration
+	// Parallel bounds how many ADDs, and besides them how many DELs, are
+	// worked on at once. The default is 16.
+	Parallel int
+}
+
+// Daemon serves requests. Make one with New.
+type Daemon struct {
+	Config
+	queue       queue
+	adds, dels  lane
+	takenDown   recent
+	statusLimit time.Duration
+}
+
+// New makes a Daemon and fills in defaults.
+func New(c Config) *Daemon {
+	if c.RequestTimeout <= 0 {
+		c.RequestTimeout = 60 * time.Second
+	}
+	if c.Parallel <= 0 {
+		c.Parallel = 16
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Daemon{
+		Config: c,
+		adds:   make(lane, c.Parallel), dels: make(lane, c.Parallel),
+		statusLimit: 5 * time.Second,
+	}
+}
+
+// Recover reports what an earlier daemon left unfinished. Nothing is touched:
+// the runtime repeats the ADD or gives it up with a DEL, and only it knows which.
+func (d *Daemon) Recover() error {
+	records, err := d.Records.All()
+	var damaged *store.DamagedError
+	if errors.As(err, &damaged) {
+		d.Log.Error("records cannot be read and were set aside", "err", damaged)
+	} else if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if !r.Complete() {
+			d.Log.Warn("attachment was interrupted; it is finished or removed by the runtime's next request for it",
+				"container", r.Sandbox.ContainerID, "pod", podName(r.Sandbox.Pod), "ifname", r.Attachment.IfName, "network", r.Attachment.Network)
+		}
+	}
+	d.Log.Info("attachments known", "count", len(records))
+	return nil
+}
+
+func podName(p plan.Pod) string {
+	if p.Name == "" {
+		return ""
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+// Handle serves one connection of a shim.
+func (d *Daemon) Handle(c *wire.Conn) {
+	start := time.Now()
+	raw := c.Request()
+	ctx, cancel := context.WithTimeoutCause(c.Context(), d.RequestTimeout,
+		fmt.Errorf("the request did not finish within %v: %w", d.RequestTimeout, context.DeadlineExceeded))
+	defer cancel()
+	stdout, err := d.serve(ctx, c)
+	if err != nil && errors.Is(context.Cause(c.Context()), wire.ErrShutdown) {
+		d.logRequest(raw, start, fmt.Errorf("left to the next daemon: %w", err))
+		return // without a reply the shim asks again
+	}
+	if replyErr := c.Reply(replyWith(stdout, err)); replyErr != nil {
+		err = errors.Join(err, replyErr)
+	}
+	d.logRequest(raw, start, err)
+}
+
+func (d *Daemon) logRequest(r wire.Request, start time.Time, err error) {
+	pod, _ := parseArgs(r.Args)
+	attrs := []any{"command", r.Command, "duration", time.Since(start).Round(10 * time.Microsecond)}
+	if r.ContainerID != "" {
+		attrs = append(attrs, "container", r.ContainerID, "ifname", r.IfName)
+	}
+	if pod.isPod() {
+		attrs = append(attrs, "pod", pod.namespace+"/"+pod.name)
+	}
+	if err != nil {
+		attrs = append(attrs, "code", codeOf(err), "err", err)
+	}
+	if r.Command == "STATUS" && err == nil {
+		d.Log.Debug("request served", attrs...) // every few seconds
+		return
+	}
+	d.Log.Info("request served", attrs...)
+	var crash *attach.PanicError
+	if errors.As(err, &crash) {
+		d.Log.Error("a driver panicked; please report this", "panic", crash.Value, "stack", string(crash.Stack))
+	}
+}
+
+// serve turns a panic into an error reply. The other requests go on.
+func (d *Daemon) serve(ctx context.Context, c *wire.Conn) (stdout []byte, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			stdout, err = nil, &attach.PanicError{Value: v, Stack: debug.Stack()}
+		}
+	}()
+	r, err := parseRequest(c.Request())
+	if err != nil {
+		return nil, err
+	}
+	ns, err := openNS(c)
+	if err != nil {
+		return nil, err
+	}
+	if ns != nil {
+		defer ns.Close()
+	}
+	r.reach = attach.Reach{NS: ns, Host: hand{c}, Path: r.Path}
+	return d.dispatch(ctx, r)
+}
+
+func (d *Daemon) dispatch(ctx context.Context, r request) ([]byte, error) {
+	switch r.Command {
+	case "STATUS":
+		return nil, d.status(ctx, r)
+	case "GC":
+		return nil, d.gc(ctx, r)
+	case "ADD", "CHECK", "DEL":
+	default:
+		return nil, fmt.Errorf("command %q is none of CNI", r.Command)
+	}
+	// First the container's turn, then a place to work: those who wait for
+	// their turn take no place away from others.
+	leave, err := d.queue.enter(ctx, r.ContainerID)
+	if err != nil {
+		return nil, fmt.Errorf("wait for the earlier request of this container: %w", err)
+	}
+	defer leave()
+	places := d.adds
+	if r.Command == "DEL" {
+		places = d.dels
+	}
+	done, err := places.enter(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("wait for other containers, %d at once (parallel): %w", d.Parallel, err)
+	}
+	defer done()
+	switch r.Command {
+	case "ADD":
+		return d.add(ctx, r)
+	case "CHECK":
+		return nil, d.check(ctx, r)
+	default:
+		return nil, d.del(ctx, r)
+	}
+}
