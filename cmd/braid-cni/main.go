@@ -177,6 +177,6 @@ func openNetNS(r request) (*os.File, *wire.Error) {
 	case r.Command == "DEL" && errors.Is(err, errNoNetNS):
 		return nil, nil
 	default:
-		return nil, &wire.Error{Code: wire.CodeInvalidNetNS, Msg: "CNI_NETNS is not usable", Details: err.Error()}
+		return nil, &wire.Error{Code: wire.CodeInvalidEnvironment, Msg: fmt.Sprintf("CNI_NETNS %q is not usable", r.NetNS), Details: err.Error()}
 	}
 }
