@@ -213,7 +213,8 @@ func (g *Guest) Stop(ctx context.Context) error { return g.stop(ctx) }
 // RunOnce boots a throw-away guest, runs cmd in it, and returns the exit code
 // when the guest is gone. It needs no NIC. When ctx ends, the command gets
 // SIGQUIT, so that a Go program tells where it was, and two seconds later the
-// guest is killed. When the calling process dies, so does the guest.
+// guest is killed; the error is then that of ctx, with the exit code if there
+// was one. When the calling process dies, so does the guest.
 // Cmd.Stdin is not supported. Config.Dir may be empty: RunOnce then uses a
 // temporary directory and removes it.
 func RunOnce(ctx context.Context, c Config, cmd Cmd) (exitCode int, err error) {

@@ -27,9 +27,9 @@ func runOnce(ctx context.Context, c Config, cmd Cmd) (code int, err error) {
 	}
 	code, err = runInNew(ctx, c, cmd)
 	if err != nil {
-		return 0, fmt.Errorf("run in guest %s: %w", c.Name, err)
+		err = fmt.Errorf("run in guest %s: %w", c.Name, err)
 	}
-	return code, nil
+	return code, err
 }
 
 func runInNew(ctx context.Context, c Config, cmd Cmd) (int, error) {
@@ -58,8 +58,8 @@ func runInNew(ctx context.Context, c Config, cmd Cmd) (int, error) {
 	// The pipes end when no process of the guest is left to write to them.
 	err = errors.Join(err, g.abandon(ctx), pipes.finish())
 	<-l.exited
-	if err != nil && ctx.Err() != nil {
-		return 0, fmt.Errorf("%w; %w", context.Cause(ctx), err)
+	if ctx.Err() != nil {
+		return code, errors.Join(context.Cause(ctx), err)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%w%s", err, consoleTail(c.Dir))

@@ -306,14 +306,26 @@ func readStatus(r *bufio.Reader) (word, arg string, err error) {
 
 // consoleTail quotes the end of the console log for an error message.
 func consoleTail(dir string) string {
-	const most = 15
 	data, err := os.ReadFile(consoleLog(dir))
 	if err != nil {
 		return "; console: " + err.Error()
 	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	lines = lines[max(0, len(lines)-most):]
-	return fmt.Sprintf("; end of %s:\n\t%s", consoleLog(dir), strings.Join(lines, "\n\t"))
+	words := strings.Join(lastWords(string(data)), "\n\t")
+	return fmt.Sprintf("; end of %s:\n\t%s", consoleLog(dir), words)
+}
+
+// lastWords are the last lines of a console, from the panic on if there was one.
+func lastWords(console string) []string {
+	const most = 15
+	lines := strings.Split(strings.TrimSpace(console), "\n")
+	from := max(0, len(lines)-most)
+	for i, l := range lines {
+		if strings.Contains(l, "Kernel panic") {
+			from = min(from, i)
+			break
+		}
+	}
+	return lines[from:]
 }
 
 func hostClock() string {

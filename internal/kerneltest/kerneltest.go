@@ -45,6 +45,7 @@ const (
 	NftInet        Feature = "nftables inet"
 	NftBridge      Feature = "nftables bridge"
 	IptablesLegacy Feature = "iptables-legacy"
+	UML            Feature = "user-mode-linux" // can boot guests (internal/guest)
 )
 
 // Tier is a place where tests run.
@@ -61,8 +62,8 @@ const (
 // promises is what has to work in each tier.
 var promises = map[Tier][]Feature{
 	Unit:    {},
-	Net:     {NetNS, Veth, Bridge, Tap, Macvlan, NftInet},
-	Cluster: {NetNS, Veth, Bridge, Tap},
+	Net:     {NetNS, Veth, Bridge, Tap, Macvlan, NftInet, UML},
+	Cluster: {NetNS, Veth, Bridge, Tap, UML},
 	Guest: {
 		NetNS, Veth, Bridge, BridgeVLAN, Tap, Macvlan, IPVlan, VLAN, VXLAN, Geneve, Dummy, VRF,
 		NftBridge, IptablesLegacy,

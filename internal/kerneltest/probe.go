@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,7 @@ var probes = map[Feature]func() error{
 	NftInet:        once(func() error { return addNftTable(unix.NFPROTO_INET) }),
 	NftBridge:      once(func() error { return addNftTable(unix.NFPROTO_BRIDGE) }),
 	IptablesLegacy: once(tryIptablesLegacy),
+	UML:            once(tryUML),
 }
 
 // once runs try in a namespace that exists only for that.
@@ -95,4 +97,15 @@ func tryIptablesLegacy() error {
 		return fmt.Errorf("iptables-legacy: %w: %s", err, out)
 	}
 	return nil
+}
+
+// tryUML runs the guest's kernel as far as its version: booting it is what the
+// tests that need it do.
+func tryUML() error {
+	version, err := exec.Command("linux.uml", "--version").Output()
+	if err != nil {
+		return fmt.Errorf("linux.uml: %w (Debian package user-mode-linux)", err)
+	}
+	_, err = os.Stat("/usr/lib/uml/modules/" + strings.TrimSpace(string(version)))
+	return err
 }
