@@ -142,6 +142,11 @@ func (w *Watcher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case e := <-events.Events:
+			if e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename) {
+				// A directory that is renamed loses its watch, even if it
+				// comes back as the same inode.
+				w.unwatch(events, e.Name)
+			}
 			if w.concerns(e) {
 				soon(settle)
 			}

@@ -1,0 +1,138 @@
+package confdir_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+
+	"braid.dev/braid/internal/confdir"
+)
+
+// conf is a network with a name of its own.
+func conf(name string) []byte {
+	return []byte(`{"cniVersion": "1.0.0", "name": "` + name + `", "plugins": [{"type": "ptp", "capabilities": {"portMappings": true}}]}`)
+}
+
+func file(name string, data []byte) confdir.File { return confdir.File{Name: name, Data: data} }
+
+// choose follows a directory through several states of it.
+func choose(steps ...[]confdir.File) confdir.State {
+	var s confdir.State
+	for _, files := range steps {
+		s = confdir.Choose(files, s)
+	}
+	return s
+}
+
+func TestChoose(t *testing.T) {
+	own := file(confdir.OwnFile, confdir.OwnConf(choose([]confdir.File{file("a.conf", conf("a"))}).Default.Network, "/s"))
+	flannel, cilium := file("10-flannel.conflist", conf("cbr0")), file("05-cilium.conflist", conf("cilium"))
+	half := func(f confdir.File) confdir.File { return file(f.Name, f.Data[:len(f.Data)/2]) }
+	for _, c := range []struct {
+		name  string
+		steps [][]confdir.File
+		// want is the file and the network of the default, or empty.
+		want string
+		note string
+	}{
+		{"an empty directory", [][]confdir.File{nil}, "", ""},
+		{"Braid's own file is no network", [][]confdir.File{{own}}, "", ""},
+		{"the first in byte order", [][]confdir.File{{own, flannel, cilium}}, "05-cilium.conflist cilium", ""},
+		{"bytes, not numbers, order files", [][]confdir.File{{file("9-x.conf", conf("nine")), flannel}}, "10-flannel.conflist cbr0", ""},
+		{"capitals before small letters", [][]confdir.File{{file("a.conf", conf("a")), file("Z.conf", conf("Z"))}}, "Z.conf Z", ""},
+		{"all three extensions", [][]confdir.File{{file("3.conf", conf("c")), file("2.json", conf("b")), file("4.conflist", conf("d"))}}, "2.json b", ""},
+		{"other extensions", [][]confdir.File{{file("05-cilium.conflist.cilium_bak", conf("x")), file("06.bak", conf("x")), file(".00-braid.conflist.tmp", conf("x")), flannel}}, "10-flannel.conflist cbr0", ""},
+		{"a copy of Braid's file", [][]confdir.File{{file("05-copy.conflist", own.Data), flannel}}, "10-flannel.conflist cbr0", "05-copy.conflist is skipped: plugin type \"braid-cni\""},
+		{"a network that leads back to Braid", [][]confdir.File{{file("00-multus.conf", []byte(`{"name": "m", "type": "multus", "delegates": [{"type": "braid-cni"}]}`)), flannel}}, "10-flannel.conflist cbr0", "00-multus.conf is skipped"},
+		{"Multus as the default network", [][]confdir.File{{file("00-multus.conf", []byte(`{"name": "m", "cniVersion": "0.3.1", "type": "multus-shim"}`)), flannel}}, "00-multus.conf m", "is Multus"},
+		{"a file in front of Braid's", [][]confdir.File{{own, file(".hidden.conflist", conf("hidden"))}}, ".hidden.conflist hidden", "the runtime uses it instead of Braid"},
+		{"broken files", [][]confdir.File{{file("01.conf", nil), file("02.conf", []byte("{")), file("03.conf", []byte(`{"type": "ptp"}`)), flannel}}, "10-flannel.conflist cbr0", "03.conf is skipped: name: missing"},
+		{"a file that cannot be read", [][]confdir.File{{{Name: "01.conf", Err: fs.ErrPermission}, flannel}}, "10-flannel.conflist cbr0", "01.conf is skipped: permission denied"},
+		{"nothing but broken files", [][]confdir.File{{half(flannel)}}, "", "10-flannel.conflist is skipped: broken JSON"},
+
+		{"half written anew", [][]confdir.File{{cilium, flannel}, {half(cilium), flannel}}, "05-cilium.conflist cilium", "05-cilium.conflist: its last good version stays in force"},
+		{"emptied", [][]confdir.File{{flannel}, {file(flannel.Name, nil)}}, "10-flannel.conflist cbr0", "stays in force"},
+		{"unreadable for a while", [][]confdir.File{{flannel}, {{Name: flannel.Name, Err: errors.New("input/output error")}}}, "10-flannel.conflist cbr0", "stays in force: input/output error"},
+		{"written completely", [][]confdir.File{{flannel}, {half(flannel)}, {file(flannel.Name, conf("new"))}}, "10-flannel.conflist new", ""},
+		{"half written for long", [][]confdir.File{{flannel}, {half(flannel)}, {half(flannel)}, {half(flannel)}}, "10-flannel.conflist cbr0", "stays in force"},
+		{"renamed away", [][]confdir.File{{own, flannel}, {own, file(flannel.Name+".cilium_bak", flannel.Data)}}, "10-flannel.conflist cbr0", "cbr0 of 10-flannel.conflist stays the default network"},
+		{"removed with its directory's other files", [][]confdir.File{{flannel}, nil, nil}, "10-flannel.conflist cbr0", "stays the default network"},
+		{"removed, but not alone", [][]confdir.File{{cilium, flannel}, {flannel}}, "10-flannel.conflist cbr0", ""},
+		{"removed, then half written", [][]confdir.File{{flannel}, nil, {half(flannel)}}, "10-flannel.conflist cbr0", "stays in force"},
+		{"removed, then another one half written", [][]confdir.File{{flannel}, nil, {half(cilium)}}, "10-flannel.conflist cbr0", "stays the default network"},
+		{"removed, then another one", [][]confdir.File{{flannel}, nil, {cilium}}, "05-cilium.conflist cilium", ""},
+		{"an earlier one appears", [][]confdir.File{{flannel}, {cilium, flannel}}, "05-cilium.conflist cilium", ""},
+		{"an earlier one appears by halves", [][]confdir.File{{flannel}, {half(cilium), flannel}}, "10-flannel.conflist cbr0", "05-cilium.conflist is skipped"},
+		{"overwritten with Braid's own", [][]confdir.File{{cilium, flannel}, {file(cilium.Name, own.Data), flannel}}, "10-flannel.conflist cbr0", "05-cilium.conflist is skipped"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := choose(c.steps...)
+			have := ""
+			if s.Default != nil {
+				have = s.Default.File + " " + s.Default.Network.Name
+			}
+			if have != c.want {
+				t.Errorf("default network: have %q, want %q", have, c.want)
+			}
+			notes := strings.Join(s.Notes, "\n")
+			if c.note == "" && notes != "" || !strings.Contains(notes, c.note) {
+				t.Errorf("notes: have %q, want %q", notes, c.note)
+			}
+		})
+	}
+}
+
+// FuzzChoose builds directories out of arbitrary bytes and follows them through
+// two changes.
+func FuzzChoose(f *testing.F) {
+	f.Add(conf("a"), conf("b"), []byte("{"), uint8(0), uint64(1))
+	f.Add([]byte(nil), conf("b"), conf("c"), uint8(0b101), uint64(2))
+	f.Add([]byte(`{"type":"braid-cni","name":"x"}`), []byte(`{"type":"x","name":"y","cniVersion":"9.9.9"}`), conf("c"), uint8(0xff), uint64(3))
+	names := []string{"05-a.conflist", confdir.OwnFile, "10-b.conf", ".h.json", "README", "c.json"}
+	f.Fuzz(func(t *testing.T, a, b, c []byte, unreadable uint8, seed uint64) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		contents := [][]byte{a, b, c}
+		directory := func() (files []confdir.File) {
+			for i, name := range names {
+				x := confdir.File{Name: name, Data: contents[random.IntN(3)]}
+				if unreadable>>i&1 == 1 {
+					x = confdir.File{Name: name, Err: fs.ErrPermission}
+				}
+				if random.IntN(3) > 0 {
+					files = append(files, x)
+				}
+			}
+			return files
+		}
+		var before confdir.State
+		for range 3 {
+			files := directory()
+			now := confdir.Choose(files, before)
+			random.Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })
+			if again := confdir.Choose(files, before); !reflect.DeepEqual(now, again) {
+				t.Fatalf("the order of reading matters:\n%+v\n%+v", now, again)
+			}
+			if again := confdir.Choose(files, now); !reflect.DeepEqual(now.Default, again.Default) || !reflect.DeepEqual(now.Networks, again.Networks) {
+				t.Fatalf("looking twice changes the choice:\n%+v\n%+v", now, again)
+			}
+			if now.Default == nil {
+				if before.Default != nil {
+					t.Fatal("a default network was forgotten")
+				}
+				continue
+			}
+			if now.Default.File == confdir.OwnFile || now.Default.File == "README" {
+				t.Fatalf("%s is the default network", now.Default.File)
+			}
+			own := confdir.OwnConf(now.Default.Network, "/run/braid/braid.sock")
+			if !json.Valid(own) {
+				t.Fatalf("own file: %s", own)
+			}
+			before = now
+		}
+	})
+}
