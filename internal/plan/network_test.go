@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
+
+	"github.com/containernetworking/cni/libcni"
 
 	"braid.dev/braid/internal/plan"
 )
@@ -140,4 +143,46 @@ func FuzzParseNetwork(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestParseNetworkAgreesWithLibcni reads configurations that well-known
+// networks write, as the runtime's library does.
+func TestParseNetworkAgreesWithLibcni(t *testing.T) {
+	for _, config := range []string{
+		`{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}}, {"type": "portmap", "capabilities": {"portMappings": true}}]}`,
+		`{"cniVersion": "0.3.1", "name": "cilium", "plugins": [{"type": "cilium-cni", "enable-debug": false, "log-file": "/var/run/cilium/cilium-cni.log"}]}`,
+		`{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [{"type": "calico", "ipam": {"type": "calico-ipam"}, "policy": {"type": "k8s"}}, {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}, {"type": "bandwidth", "capabilities": {"bandwidth": true}}]}`,
+		`{"cniVersion": "0.4.0", "name": "kindnet", "plugins": [{"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam-state", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [[{"subnet": "10.244.0.0/24"}]]}, "mtu": 1500}, {"type": "portmap", "capabilities": {"portMappings": true}}]}`,
+		`{"cniVersion": "0.4.0", "cniVersions": ["1.0.0", "1.1.0", "1.2.0"], "name": "new", "disableCheck": true, "disableGC": "true", "plugins": [{"type": "a", "capabilities": {"x": false}}]}`,
+		`{"cniVersion": "1.1.0", "cniVersions": ["0.4.0", "0.3.1"], "name": "newer", "disableCheck": "False", "plugins": [{"type": "a"}]}`,
+	} {
+		want, err := libcni.ConfListFromBytes([]byte(config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := plan.ParseNetwork([]byte(config), "")
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if have.Name != want.Name || have.CNIVersion != want.CNIVersion || have.DisableCheck != want.DisableCheck || have.DisableGC != want.DisableGC || len(have.Plugins) != len(want.Plugins) {
+			t.Errorf("%s:\nhave %+v\nwant %+v", config, have, want)
+			continue
+		}
+		for i, p := range have.Plugins {
+			w := want.Plugins[i].Network
+			if p.Type != w.Type || p.IPAM != w.IPAM.Type || !maps.Equal(p.Capabilities, w.Capabilities) {
+				t.Errorf("%s:\nplugin %d: have %+v, want %+v", config, i+1, p, w)
+			}
+		}
+	}
+}
+
+func BenchmarkBuild(b *testing.B) {
+	in := input(`[{"name": "lab", "ips": ["10.20.1.11/24"]}]`)
+	for b.Loop() {
+		if _, err := plan.Build(in); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
