@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"braid.dev/braid/internal/netns"
 )
@@ -32,8 +33,9 @@ type Link struct {
 	// link's own namespace when that is -1.
 	Parent     int
 	ParentNSID int
-	// Promisc counts those who asked for promiscuous mode.
-	Promisc  int
+	// Promisc is the administrator's flag for promiscuous mode. The kernel may
+	// be in that mode for its own reasons too, as it is on bridge ports.
+	Promisc  bool
 	Alias    string
 	AltNames []string
 	// VLANFiltering and DefaultPVID are of a bridge. DefaultPVID is the VLAN
@@ -91,7 +93,7 @@ func linkOf(l netlink.Link) Link {
 		Master:     a.MasterIndex,
 		Parent:     a.ParentIndex,
 		ParentNSID: a.NetNsID,
-		Promisc:    a.Promisc,
+		Promisc:    a.RawFlags&unix.IFF_PROMISC != 0,
 		Alias:      a.Alias,
 		AltNames:   a.AltNames,
 	}

@@ -35,6 +35,11 @@ func Observe(ns *netns.NS) (string, error) {
 		return "", err
 	}
 	o := observer{h: h, vlans: vlans, names: stableNames(links)}
+	for _, l := range links {
+		if l.VLANFiltering {
+			o.filtering = append(o.filtering, l.Index)
+		}
+	}
 	for _, l := range inOrder(links, o.names) {
 		if err := o.link(l); err != nil {
 			return "", err
@@ -48,7 +53,10 @@ type observer struct {
 	h     *Handle
 	vlans map[int][]VLANs
 	names map[int]string
-	out   strings.Builder
+	// filtering are the bridges whose VLANs mean something: a kernel that can
+	// filter keeps them for every bridge.
+	filtering []int
+	out       strings.Builder
 }
 
 // randomName is what CNI plugins, and Braid, call the host's end of a veth.
@@ -90,7 +98,7 @@ func (o *observer) link(l Link) error {
 	if l.Kind != "veth" && l.Parent != 0 {
 		words = append(words, "on "+o.name(l.Parent))
 	}
-	if l.Promisc != 0 {
+	if l.Promisc {
 		words = append(words, "promisc")
 	}
 	if l.VLANFiltering {
@@ -112,6 +120,9 @@ func (o *observer) link(l Link) error {
 		return err
 	}
 	o.addrs(addrs)
+	if !slices.Contains(o.filtering, l.Index) && !slices.Contains(o.filtering, l.Master) {
+		return nil
+	}
 	for _, v := range o.vlans[l.Index] {
 		fmt.Fprintln(&o.out, "  "+v.String())
 	}

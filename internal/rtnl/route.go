@@ -52,7 +52,13 @@ func (r Route) suffix() (s string) {
 	if r.Metric != 0 {
 		s += fmt.Sprintf(" metric %d", r.Metric)
 	}
-	if r.Scope != 0 {
+	switch r.Scope {
+	case unix.RT_SCOPE_UNIVERSE:
+	case unix.RT_SCOPE_LINK:
+		s += " scope link"
+	case unix.RT_SCOPE_HOST:
+		s += " scope host"
+	default:
 		s += fmt.Sprintf(" scope %d", r.Scope)
 	}
 	if r.OnLink {
@@ -134,9 +140,14 @@ func (h *Handle) ReplaceRoute(r Route) error {
 	return failed(h.nl.RouteReplace(r.native()), "replace route %s", r)
 }
 
-// DelRoute removes a route. One that is not there is ErrNotFound.
+// DelRoute removes a route. One that is not there is ErrNotFound. Scope 0
+// stands for any scope here.
 func (h *Handle) DelRoute(r Route) error {
-	return failed(h.nl.RouteDel(r.native()), "remove route %s", r)
+	old := r.native()
+	if r.Scope == 0 {
+		old.Scope = unix.RT_SCOPE_NOWHERE
+	}
+	return failed(h.nl.RouteDel(old), "remove route %s", r)
 }
 
 func (r Route) native() *netlink.Route {

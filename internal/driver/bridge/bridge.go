@@ -1,0 +1,350 @@
+// Package bridge attaches a container to a bridge of the node by a veth pair,
+// in process, as the CNI reference plugin of that name does: same
+// configuration, same result. Its README says what it builds and what it
+// refuses.
+package bridge
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/rtnl"
+)
+
+// undoTimeout bounds the clean-up of an Attach that did not succeed, which
+// goes on when the request's own time is over.
+const undoTimeout = 10 * time.Second
+
+// Config is what the driver needs to know about the node.
+type Config struct {
+	// HostNS is the namespace that the bridges are in. Nil is the current one.
+	HostNS *netns.NS
+	// Sysctl is where the node's /proc/sys/net can be written.
+	Sysctl rtnl.Sysctl
+}
+
+// New returns the driver for plugin type "bridge".
+func New(cfg Config) driver.Driver {
+	return &bridge{Config: cfg, inUse: map[string]*use{}}
+}
+
+type bridge struct {
+	Config
+
+	mu    sync.Mutex
+	inUse map[string]*use // by bridge, while an Attach works on it
+
+	nftMu sync.Mutex // one change of nftables at a time, see nft.go
+}
+
+// Attach implements driver.Driver.
+func (b *bridge) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
+	c, err := parse(s)
+	if err != nil {
+		return nil, err
+	}
+	a, err := b.open(c, s)
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	if err := a.claimName(ctx); err != nil {
+		return nil, err
+	}
+	b.enter(c.Bridge)
+	res, err := a.build(ctx)
+	if err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		err = errors.Join(err, a.remove(ctx))
+	}
+	return res, errors.Join(err, b.leave(a.host, c.Bridge, err != nil))
+}
+
+// Detach implements driver.Driver.
+func (b *bridge) Detach(ctx context.Context, s driver.Spec) error {
+	c, err := parse(s)
+	if err != nil {
+		// Attach refused this before it made anything, so that only what an
+		// other program made of it could be there, and it is found without it.
+		c = conf{}
+	}
+	a, err := b.open(c, s)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	return a.remove(ctx)
+}
+
+// attachment is one attachment with what is open while it is worked on.
+type attachment struct {
+	*bridge
+	conf
+	spec driver.Spec
+	host *rtnl.Handle
+	pod  *rtnl.Handle // nil when the namespace is gone
+}
+
+func (b *bridge) open(c conf, s driver.Spec) (*attachment, error) {
+	if c.layer3() && s.IPAM == nil {
+		return nil, types.NewError(types.ErrInternal, fmt.Sprintf("no address delegate for ipam type %q", c.IPAM.Type), "")
+	}
+	host, err := rtnl.Open(b.HostNS)
+	if err != nil {
+		return nil, err
+	}
+	a := &attachment{bridge: b, conf: c, spec: s, host: host}
+	if s.NetNS != nil {
+		if a.pod, err = rtnl.Open(s.NetNS); err != nil {
+			host.Close()
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (a *attachment) close() {
+	a.host.Close()
+	if a.pod != nil {
+		a.pod.Close()
+	}
+}
+
+// claimName makes sure that the interface name is free in the container. What
+// an interrupted Attach of this attachment left there is removed; every other
+// link of that name stays as it is, and is the reason to refuse.
+func (a *attachment) claimName(ctx context.Context) error {
+	if a.pod == nil {
+		return types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", a.spec.NetNSPath)
+	}
+	l, err := a.pod.Link(a.spec.IfName)
+	if errors.Is(err, rtnl.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, ours := a.hostEnd(l); ours {
+		return a.remove(ctx)
+	}
+	return a.nameTaken(l)
+}
+
+func (a *attachment) nameTaken(l rtnl.Link) error {
+	return types.NewError(types.ErrInvalidEnvironmentVariables,
+		fmt.Sprintf("interface name %s is taken in the container by a link of kind %s", a.spec.IfName, l.Kind),
+		"choose another name for this attachment")
+}
+
+// build makes the attachment. What it made before an error is for remove.
+func (a *attachment) build(ctx context.Context) (*current.Result, error) {
+	br, err := a.ensureBridge()
+	if err != nil {
+		return nil, err
+	}
+	host, pod, err := a.addPort(ctx, br)
+	if err != nil {
+		return nil, err
+	}
+	res := &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{
+			{Name: br.Name},
+			{Name: host.Name},
+			{Name: a.spec.IfName, Mac: pod.MAC.String(), Sandbox: a.spec.NetNSPath},
+		},
+	}
+	switch {
+	case a.layer3():
+		err = a.addresses(ctx, br, res)
+	case !a.NoContainerLink:
+		err = a.pod.SetUp(pod.Index)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := a.settle(ctx, host.Index); err != nil {
+		return nil, err
+	}
+	if err := a.finalMACs(res, br.Index, host.Index); err != nil {
+		return nil, err
+	}
+	if a.DNS.Nameservers != nil || a.DNS.Search != nil || a.DNS.Options != nil || a.DNS.Domain != "" {
+		res.DNS = a.DNS
+	}
+	return res, nil
+}
+
+// addresses asks for addresses and puts them, with all that depends on them,
+// in place.
+func (a *attachment) addresses(ctx context.Context, br rtnl.Link, res *current.Result) error {
+	got, err := a.spec.IPAM.Add(ctx)
+	if err != nil {
+		return err
+	}
+	res.IPs, res.Routes, res.DNS = got.IPs, got.Routes, got.DNS
+	if len(res.IPs) == 0 {
+		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("ipam type %s returned no address", a.IPAM.Type), "")
+	}
+	gateways, err := gateways(a.conf, res)
+	if err != nil {
+		return err
+	}
+	if err := a.iface().Configure(ctx, res); err != nil {
+		return err
+	}
+	if err := a.ensureGateway(br, gateways, res); err != nil {
+		return err
+	}
+	return a.masquerade(ctx, res)
+}
+
+func (a *attachment) iface() driver.Interface {
+	return driver.Interface{NS: a.spec.NetNS, Name: a.spec.IfName, DAD: a.DAD, Sysctl: a.Sysctl}
+}
+
+// settle waits until the bridge forwards what the container sends, and then
+// tells the neighbours of its addresses.
+func (a *attachment) settle(ctx context.Context, hostIndex int) error {
+	if a.NoContainerLink {
+		return nil
+	}
+	const limit = 3 * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("bridge port is still not running after %s", limit))
+	defer cancel()
+	err := rtnl.Await(ctx, a.HostNS, func() (bool, error) {
+		l, err := a.host.LinkByIndex(hostIndex)
+		return l.Running, err
+	})
+	if err != nil || !a.layer3() {
+		return err
+	}
+	return a.iface().Announce()
+}
+
+// finalMACs fills in the MACs of the node's links: a bridge without a MAC of
+// its own may have got a new one with this port.
+func (a *attachment) finalMACs(res *current.Result, indexes ...int) error {
+	for i, index := range indexes {
+		l, err := a.host.LinkByIndex(index)
+		if err != nil {
+			return err
+		}
+		res.Interfaces[i].Mac = l.MAC.String()
+	}
+	return nil
+}
+
+// remove makes everything gone that Attach makes for this attachment alone,
+// whether Attach finished or not. The address is released after the link that
+// had it is gone.
+func (a *attachment) remove(ctx context.Context) error {
+	errs := []error{a.removePort()}
+	if a.spec.IPAM != nil {
+		errs = append(errs, a.spec.IPAM.Del(ctx))
+	}
+	if a.SpoofCheck {
+		errs = append(errs, a.removeSpoofCheck())
+	}
+	if a.layer3() && a.Masq {
+		errs = append(errs, a.removeMasquerade(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// key identifies the attachment on the node.
+func (a *attachment) key() string { return a.spec.ContainerID + "/" + a.spec.IfName }
+
+// alias is what the host's end of the veth is marked with, so that it can be
+// told whose it is when the container's namespace is gone.
+func (a *attachment) alias() string {
+	alias := "braid " + a.key()
+	if len(alias) > 255 {
+		return "braid " + digest(a.key())
+	}
+	return alias
+}
+
+// hostNames are the names that the host's end of the veth may have, the first
+// one unless another attachment has it: they look as random as the reference
+// plugin's, but a repeated call finds what an interrupted one made.
+func (a *attachment) hostNames() []string {
+	names := make([]string, 4)
+	for try := range names {
+		names[try] = "veth" + digest(fmt.Sprintf("%s %d", a.key(), try))[:8]
+	}
+	return names
+}
+
+func digest(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+// use counts the Attach calls that work on one bridge.
+type use struct {
+	calls int
+	made  bool // by one of them
+}
+
+func (b *bridge) enter(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.inUse[name] == nil {
+		b.inUse[name] = &use{}
+	}
+	b.inUse[name].calls++
+}
+
+func (b *bridge) made(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.inUse[name].made = true
+}
+
+// leave ends a call. A bridge that failed calls made for themselves is removed
+// by the last of them, when nobody else has put a port on it meanwhile.
+func (b *bridge) leave(host *rtnl.Handle, name string, failed bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	u := b.inUse[name]
+	if u.calls--; u.calls > 0 {
+		return nil
+	}
+	delete(b.inUse, name)
+	if !failed || !u.made {
+		return nil
+	}
+	return removeUnused(host, name)
+}
+
+func removeUnused(host *rtnl.Handle, name string) error {
+	br, err := host.Link(name)
+	if errors.Is(err, rtnl.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	links, err := host.Links()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.Master == br.Index {
+			return nil
+		}
+	}
+	return host.Del(br.Index)
+}

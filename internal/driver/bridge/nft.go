@@ -1,0 +1,299 @@
+package bridge
+
+import (
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"braid.dev/braid/internal/driver"
+
+	current "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// Tables, chains and the beginning of each rule's comment are those of the
+// reference plugin, so that either can remove what the other made.
+const (
+	masqTable   = "cni_plugins_masquerade"
+	masqChain   = "masq_checks"
+	spoofTable  = "nat"
+	spoofHook   = "PREROUTING"
+	maxComment  = 128 // NFTNL_UDATA_COMMENT_MAXLEN
+	etherSource = 6   // offset in the Ethernet header
+)
+
+// withNFT runs fn with a netlink connection in the node's namespace. One at a
+// time: rules are removed by listing them first, and a list that is read while
+// somebody changes it may have holes.
+func (b *bridge) withNFT(fn func(*nftables.Conn) error) error {
+	b.nftMu.Lock()
+	defer b.nftMu.Unlock()
+	var conn *nftables.Conn
+	dial := func() (err error) {
+		conn, err = nftables.New(nftables.AsLasting())
+		return err
+	}
+	var err error
+	if b.HostNS != nil {
+		err = b.HostNS.Do(dial)
+	} else {
+		err = dial()
+	}
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	defer conn.CloseLasting()
+	return fn(conn)
+}
+
+// addMasqRules lets what the attachment's addresses send beyond their subnets
+// leave with the node's address.
+func (a *attachment) addMasqRules(res *current.Result) error {
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: masqTable}
+	checks := &nftables.Chain{Table: table, Name: masqChain}
+	err := a.withNFT(func(nft *nftables.Conn) error {
+		stale, err := rulesWith(nft, checks, a.masqMark())
+		if err != nil {
+			return err
+		}
+		addMasqChains(nft, table, checks)
+		for _, r := range stale {
+			if err := nft.DelRule(r); err != nil {
+				return err
+			}
+		}
+		for _, ip := range res.IPs {
+			p, err := driver.Prefix(ip.Address)
+			if err != nil {
+				return err
+			}
+			nft.AddRule(&nftables.Rule{Table: table, Chain: checks, Exprs: masqRule(p), UserData: comment(a.masqComment())})
+		}
+		return nft.Flush()
+	})
+	if err != nil {
+		return fmt.Errorf("masquerade by nftables: %w", err)
+	}
+	return nil
+}
+
+// addMasqChains makes the table and its chains, whole each time: whoever
+// changed them did not mean to.
+func addMasqChains(nft *nftables.Conn, table *nftables.Table, checks *nftables.Chain) {
+	nft.AddTable(table)
+	nft.AddChain(checks)
+	post := nft.AddChain(&nftables.Chain{
+		Table: table, Name: "postrouting", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	nft.FlushChain(post)
+	// Containers talk to each other by multicast, with their own addresses.
+	for _, group := range []string{"224.0.0.0/4", "ff00::/8"} {
+		match := addrMatch(netip.MustParsePrefix(group), false, expr.CmpOpEq)
+		nft.AddRule(&nftables.Rule{Table: table, Chain: post, Exprs: append(match, &expr.Verdict{Kind: expr.VerdictReturn})})
+	}
+	nft.AddRule(&nftables.Rule{Table: table, Chain: post, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: masqChain}}})
+}
+
+func masqRule(p netip.Prefix) []expr.Any {
+	from := addrMatch(netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), true, expr.CmpOpEq)
+	// The family has been matched: leave that part out of the second match.
+	beyond := addrMatch(p.Masked(), false, expr.CmpOpNeq)[2:]
+	return append(append(from, beyond...), &expr.Masq{})
+}
+
+// addrMatch compares the packet's source or destination with a prefix, in a
+// table of both families.
+func addrMatch(p netip.Prefix, source bool, op expr.CmpOp) []expr.Any {
+	proto, offset, size := byte(unix.NFPROTO_IPV4), uint32(16), uint32(4)
+	if p.Addr().Is6() {
+		proto, offset, size = unix.NFPROTO_IPV6, 24, 16
+	}
+	if source {
+		offset -= size
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, size)},
+		&expr.Cmp{Op: op, Register: 1, Data: p.Addr().AsSlice()},
+	}
+}
+
+// removeMasqRules says whether there were any.
+func (a *attachment) removeMasqRules() (found bool, err error) {
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: masqTable}
+	err = a.withNFT(func(nft *nftables.Conn) error {
+		found, err = removeRules(nft, &nftables.Chain{Table: table, Name: masqChain}, a.masqMark())
+		return err
+	})
+	if err != nil && !unsupported(err) {
+		return found, fmt.Errorf("remove masquerade from nftables: %w", err)
+	}
+	return found, nil
+}
+
+// masqMark is how the comments of this attachment's rules begin.
+func (a *attachment) masqMark() string {
+	return hash16(a.Name) + "-" + hash16(a.spec.IfName+":"+a.spec.ContainerID)
+}
+
+func (a *attachment) masqComment() string {
+	plain := func(s string) string { return strings.ReplaceAll(s, `"`, "") }
+	return fmt.Sprintf("%s, net: %s, if: %s, id: %s", a.masqMark(), plain(a.Name), plain(a.spec.IfName), plain(a.spec.ContainerID))
+}
+
+func hash16(s string) string {
+	sum := sha512.Sum512([]byte(s))
+	return hex.EncodeToString(sum[:])[:16]
+}
+
+// addSpoofCheck drops every frame that comes out of the container with a
+// source MAC other than its own.
+func (a *attachment) addSpoofCheck(port string, mac net.HardwareAddr) error {
+	table := &nftables.Table{Family: nftables.TableFamilyBridge, Name: spoofTable}
+	ports, macs := a.spoofChains(table)
+	accept, before := nftables.ChainPolicyAccept, nftables.ChainPriority(-300)
+	hook := &nftables.Chain{
+		Table: table, Name: spoofHook, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: &before, Policy: &accept,
+	}
+	err := a.withNFT(func(nft *nftables.Conn) error {
+		// A rule that jumps into a chain must go before the chain can.
+		if _, err := removeRules(nft, hook, a.spoofMark()); err != nil {
+			return err
+		}
+		nft.AddTable(table)
+		nft.AddChain(hook)
+		for _, c := range []*nftables.Chain{ports, macs} {
+			nft.AddChain(c)
+			nft.FlushChain(c)
+		}
+		add := func(c *nftables.Chain, exprs ...expr.Any) {
+			nft.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: exprs, UserData: comment(a.spoofMark())})
+		}
+		add(hook, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: linkName(port)},
+			&expr.Verdict{Kind: expr.VerdictJump, Chain: ports.Name})
+		add(ports, &expr.Verdict{Kind: expr.VerdictJump, Chain: macs.Name})
+		add(macs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: etherSource, Len: 6},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mac},
+			&expr.Verdict{Kind: expr.VerdictReturn})
+		add(macs, &expr.Verdict{Kind: expr.VerdictDrop})
+		return nft.Flush()
+	})
+	if err != nil {
+		return fmt.Errorf("macspoofchk: %w", err)
+	}
+	return nil
+}
+
+func (a *attachment) removeSpoofCheck() error {
+	table := &nftables.Table{Family: nftables.TableFamilyBridge, Name: spoofTable}
+	ports, macs := a.spoofChains(table)
+	err := a.withNFT(func(nft *nftables.Conn) error {
+		if _, err := removeRules(nft, &nftables.Chain{Table: table, Name: spoofHook}, a.spoofMark()); err != nil {
+			return err
+		}
+		for _, c := range []*nftables.Chain{ports, macs} { // ports jumps to macs
+			nft.FlushChain(c)
+			nft.DelChain(c)
+			if err := nft.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil && !unsupported(err) {
+		return fmt.Errorf("remove macspoofchk: %w", err)
+	}
+	return nil
+}
+
+func (a *attachment) spoofChains(table *nftables.Table) (ports, macs *nftables.Chain) {
+	name := "cni-br-iface-" + a.spoofID()
+	return &nftables.Chain{Table: table, Name: name}, &nftables.Chain{Table: table, Name: name + "-mac"}
+}
+
+func (a *attachment) spoofID() string {
+	id := a.spec.ContainerID + "-" + a.spec.IfName
+	if len(id) > 100 { // must fit into a comment
+		return digest(id)
+	}
+	return id
+}
+
+func (a *attachment) spoofMark() string { return "macspoofchk-" + a.spoofID() }
+
+// linkName is a name as the kernel compares it: padded to IFNAMSIZ.
+func linkName(name string) []byte {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return padded
+}
+
+// removeRules removes the rules of a chain with this mark.
+func removeRules(nft *nftables.Conn, c *nftables.Chain, mark string) (found bool, err error) {
+	rules, err := rulesWith(nft, c, mark)
+	if err != nil || len(rules) == 0 {
+		return false, err
+	}
+	for _, r := range rules {
+		if err := nft.DelRule(r); err != nil {
+			return true, err
+		}
+	}
+	if err := nft.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return true, err
+	}
+	return true, nil
+}
+
+// rulesWith returns none when the chain or its table is not there.
+func rulesWith(nft *nftables.Conn, c *nftables.Chain, mark string) ([]*nftables.Rule, error) {
+	rules, err := nft.GetRules(c.Table, c)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []*nftables.Rule
+	for _, r := range rules {
+		// The kernel does not say the table's family in every answer.
+		r.Table, r.Chain = c.Table, c
+		if text, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok && marked(text, mark) {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// marked says that a comment is this attachment's: the mark alone, or with the
+// words for people behind it. A mere prefix would take net10 for net1.
+func marked(comment, mark string) bool {
+	return comment == mark || strings.HasPrefix(comment, mark+",")
+}
+
+// comment encodes the comment of a rule. One that is too long is cut: what is
+// looked for is at its beginning.
+func comment(text string) []byte {
+	if len(text) > maxComment-1 {
+		text = text[:maxComment-1]
+	}
+	return userdata.AppendString(nil, userdata.TypeComment, text)
+}
+
+// unsupported says that this kernel has no such nftables, and so no rules.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}
