@@ -1,0 +1,510 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
+	"pgregory.net/rapid"
+
+	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/store"
+)
+
+func TestAttachmentsAreMadeInOrderAndRemovedInReverse(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := planOf(network("eth0", "one+", "foreign"), network("net1", "two"))
+	done, err := m.Add(t.Context(), sandbox("c"), p, m.reach())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(done) != 2 || done[0].IfName != "eth0" || len(done[0].Result.IPs) != 1 {
+		t.Errorf("Add = %+v", done)
+	}
+	for _, r := range m.records(t) {
+		if !r.Complete() {
+			t.Errorf("%v has no result", r.Key())
+		}
+	}
+	// Results are stored beside the next attachment's work.
+	var order []string
+	for _, line := range m.takeLog() {
+		if line != "store attached" {
+			order = append(order, line)
+		}
+	}
+	want := []string{"store begin", "attach c/eth0/address", "attach c/eth0/one", "attach c/eth0/foreign", "attach c/net1/two"}
+	if diff := cmp.Diff(want, order); diff != "" {
+		t.Errorf("ADD (-want +got):\n%s", diff)
+	}
+	d, err := m.Del(t.Context(), "c", "eth0", m.reach())
+	if err != nil || d.Records != 2 {
+		t.Errorf("Del = %+v, %v", d, err)
+	}
+	want = []string{"detach c/net1/two", "detach c/eth0/foreign", "detach c/eth0/one", "detach c/eth0/address", "store remove"}
+	if diff := cmp.Diff(want, m.takeLog()); diff != "" {
+		t.Errorf("DEL (-want +got):\n%s", diff)
+	}
+	m.nothingLeft(t)
+}
+
+func TestOneFailureUndoesTheWholeSandbox(t *testing.T) {
+	for _, types := range [][]string{{"fails"}, {"two", "fails"}, {"fails+", "two"}, {"foreign", "fails", "two"}} {
+		m := newMachine(t, t.TempDir())
+		m.broken["attach c/net2/fails"] = errors.New("no such uplink")
+		p := planOf(network("eth0", "one+"), network("net1", "foreign", "two"), network("net2", types...), network("net3", "one"))
+		_, err := m.Add(t.Context(), sandbox("c"), p, m.reach())
+		if err == nil || !strings.Contains(err.Error(), "attach net2 (default/net-net2, plugin fails): no such uplink") {
+			t.Errorf("Add = %v", err)
+		}
+		for _, line := range m.takeLog() {
+			if strings.Contains(line, "net3") {
+				t.Errorf("net3 was touched: %s", line)
+			}
+		}
+		m.nothingLeft(t)
+	}
+}
+
+func TestForeignPluginThatFailsIsAskedToCleanUp(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	m.broken["attach c/eth0/foreign"] = &driver.ExitError{Program: "foreign", Code: 1, Stdout: []byte(`{"code":11,"msg":"busy"}`)}
+	_, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one", "foreign", "two")), m.reach())
+	var coded *types.Error
+	if !errors.As(err, &coded) || coded.Code != 11 {
+		t.Errorf("Add = %v", err)
+	}
+	want := []string{"store begin", "attach c/eth0/one", "attach c/eth0/foreign", "detach c/eth0/foreign", "detach c/eth0/one", "store remove"}
+	if diff := cmp.Diff(want, m.takeLog()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	m.nothingLeft(t)
+}
+
+func TestMissingForeignPluginLeavesNothing(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	m.broken["run nosuch"] = errors.New("not found")
+	_, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one"), network("net1", "two", "nosuch")), m.reach())
+	if err == nil || !strings.Contains(err.Error(), "/usr/lib/cni, /opt/cni/bin") {
+		t.Errorf("Add = %v", err)
+	}
+	m.nothingLeft(t)
+}
+
+func TestInterruptedAttachmentOfAMissingPluginCanBeDeleted(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	m.broken["run nosuch"] = errors.New("not found")
+	at := network("eth0", "one", "nosuch")
+	if err := m.store.Begin(t.Context(), []store.Record{{Sandbox: sandbox("c"), Attachment: at}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+		t.Error(err)
+	}
+	m.nothingLeft(t)
+}
+
+func TestCompleteAttachmentWaitsForItsMissingPlugin(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "foreign")), m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	m.broken["run foreign"] = errors.New("not found")
+	for range 3 {
+		if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err == nil {
+			t.Fatal("Del succeeded although nothing could be removed")
+		}
+	}
+	delete(m.broken, "run foreign")
+	if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+		t.Error(err)
+	}
+	m.nothingLeft(t)
+}
+
+func TestPluginThatFailsBothWaysDoesNotMakeThePodImmortal(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	m.broken["attach c/net1/foreign"] = context.DeadlineExceeded
+	m.broken["detach c/net1/foreign"] = context.DeadlineExceeded
+	_, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one"), network("net1", "foreign")), m.reach())
+	if err == nil || !strings.Contains(err.Error(), "roll back: detach net1") {
+		t.Fatalf("Add = %v", err)
+	}
+	if left := m.records(t); len(left) != 1 || left[0].FailedDels != 1 {
+		t.Fatalf("records: %+v", left)
+	}
+	d, err := m.Del(t.Context(), "c", "eth0", m.reach())
+	if err != nil || len(d.GaveUp) != 1 {
+		t.Errorf("Del = %+v, %v", d, err)
+	}
+	m.nothingLeft(t)
+}
+
+func TestFailedDetachKeepsTheRecordUntilItSucceeds(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one"), network("net1", "two+"), network("net2", "one")), m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	m.broken["detach c/net1/two"] = errors.New("device busy")
+	for range 3 {
+		_, err := m.Del(t.Context(), "c", "eth0", m.reach())
+		if err == nil || !strings.Contains(err.Error(), "detach net1 (default/net-net1, plugin two): device busy") {
+			t.Fatalf("Del = %v", err)
+		}
+		if diff := cmp.Diff([]string{"c/net1/two"}, m.things()); diff != "" {
+			t.Fatalf("the others are not gone:\n%s", diff)
+		}
+	}
+	delete(m.broken, "detach c/net1/two")
+	if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+		t.Error(err)
+	}
+	m.nothingLeft(t)
+}
+
+func TestRollbackGoesOnWhenTheRequestIsOver(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	ctx, cancel := context.WithCancel(t.Context())
+	m.Drivers["cancels"] = cancels{native{m.world}, cancel}
+	_, err := m.Add(ctx, sandbox("c"), planOf(network("eth0", "one+"), network("net1", "cancels"), network("net2", "two")), m.reach())
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Add = %v", err)
+	}
+	m.nothingLeft(t)
+}
+
+// cancels is a driver during whose work the runtime goes away.
+type cancels struct {
+	native
+	cancel func()
+}
+
+func (c cancels) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
+	defer c.cancel()
+	return c.native.Attach(ctx, s)
+}
+
+func TestPanickingDriverIsUndone(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	_, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one"), network("net1", "panics")), m.reach())
+	var crash *PanicError
+	if !errors.As(err, &crash) || !strings.Contains(string(crash.Stack), "Attach") {
+		t.Errorf("Add = %v", err)
+	}
+	if log := m.takeLog(); !strings.Contains(strings.Join(log, "\n"), "detach c/net1/panics") {
+		t.Errorf("what the driver had begun was not removed: %q", log)
+	}
+	m.nothingLeft(t)
+}
+
+func TestRepeatedAddReturnsTheSameResults(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := planOf(network("eth0", "one+"), network("net1", "foreign"))
+	first, err := m.Add(t.Context(), sandbox("c"), p, m.reach())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.boot(t)
+	m.takeLog()
+	p.Attachments[1].Reasons = []string{"worded differently today"}
+	second, err := m.Add(t.Context(), sandbox("c"), p, m.reach())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if log := m.takeLog(); len(log) != 0 {
+		t.Errorf("the repeated request did %q", log)
+	}
+	for i := range first {
+		a, _ := json.Marshal(first[i].Result)
+		b, _ := json.Marshal(second[i].Result)
+		if string(a) != string(b) {
+			t.Errorf("result %s became %s", a, b)
+		}
+	}
+}
+
+func TestDifferentRequestReplacesWhatWasThere(t *testing.T) {
+	change := map[string]func(*store.Sandbox, *plan.Plan){
+		"namespace": func(sb *store.Sandbox, _ *plan.Plan) { sb.NSID.Ino++ },
+		"args":      func(sb *store.Sandbox, _ *plan.Plan) { sb.Args += ";X=1" },
+		"fewer":     func(_ *store.Sandbox, p *plan.Plan) { p.Attachments = p.Attachments[:1] },
+		"config":    func(_ *store.Sandbox, p *plan.Plan) { p.Attachments[1].Config.Name = "other" },
+	}
+	for name, change := range change {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, t.TempDir())
+			if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one+"), network("net1", "two")), m.reach()); err != nil {
+				t.Fatal(err)
+			}
+			m.takeLog()
+			sb, p := sandbox("c"), planOf(network("eth0", "one+"), network("net1", "two"))
+			change(&sb, &p)
+			if _, err := m.Add(t.Context(), sb, p, m.reach()); err != nil {
+				t.Fatal(err)
+			}
+			if log := strings.Join(m.takeLog(), "\n"); !strings.Contains(log, "detach c/net1/two\ndetach c/eth0/one\ndetach c/eth0/address\nstore remove\nstore begin\nattach c/eth0/address") {
+				t.Errorf("it was not taken down first:\n%s", log)
+			}
+			if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+				t.Error(err)
+			}
+			m.nothingLeft(t)
+		})
+	}
+}
+
+func TestDamagedRecordIsReportedAndReplaced(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := planOf(network("eth0", "one+"), network("net1", "two"))
+	if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(m.path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("attachments")).Put([]byte("c\x00eth0\x00\x00\x00"), []byte("[]"))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m.boot(t)
+	// Whatever the lost record stood for is replaced by the driver.
+	if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	d, err := m.Del(t.Context(), "c", "eth0", m.reach())
+	if err != nil || d.Damaged != nil || d.Records != 2 {
+		t.Errorf("Del = %+v, %v", d, err)
+	}
+	m.nothingLeft(t)
+}
+
+func TestCheckNamesTheFirstDifference(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	exempt, old := network("net2", "two"), network("net3", "two")
+	exempt.Config.DisableCheck, old.Config.CNIVersion = true, "0.3.1"
+	if err := m.Check(t.Context(), "c", "eth0", m.reach()); !errors.Is(err, ErrUnknown) {
+		t.Errorf("Check before ADD = %v", err)
+	}
+	if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one"), network("net1", "two"), exempt, old), m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	m.specs = nil
+	if err := m.Check(t.Context(), "c", "eth0", m.reach()); err != nil {
+		t.Error(err)
+	}
+	if len(m.specs) != 2 || m.specs[0].Prev == nil || !strings.Contains(string(m.specs[0].Conf), `"prevResult"`) {
+		t.Errorf("checked with %+v", m.specs)
+	}
+	m.made = map[string]bool{"c/eth0/one": true}
+	err := m.Check(t.Context(), "c", "eth0", m.reach())
+	if err == nil || !strings.Contains(err.Error(), "check net1 (default/net-net1, plugin two): it is gone") {
+		t.Errorf("Check = %v", err)
+	}
+}
+
+// TestPowerCutAtEveryStep cuts the power before and after every change that an
+// ADD, and then a DEL, makes to the kernel or to the disk.
+func TestPowerCutAtEveryStep(t *testing.T) {
+	plans := map[string]plan.Plan{
+		"plain":  planOf(network("eth0", "one+")),
+		"mixed":  planOf(network("eth0", "one+", "foreign"), network("net1", "two+"), network("net2", "foreign", "one+")),
+		"broken": planOf(network("eth0", "one+"), network("net1", "two", "fails")),
+	}
+	for name, p := range plans {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, t.TempDir())
+			m.broken["attach c/net1/fails"] = errors.New("broken as designed")
+			for n := 0; ; n++ {
+				m.powerCutAfter(n)
+				_, err := m.Add(t.Context(), sandbox("c"), p, m.reach())
+				cut := errors.Is(err, errPower)
+				m.boot(t)
+				afterPower(t, m, p, n, name == "broken")
+				m.nothingLeft(t)
+				if t.Failed() {
+					t.Fatalf("power cut at step %d of ADD: %v", n, err)
+				}
+				if !cut {
+					t.Logf("%d steps", n)
+					return
+				}
+			}
+		})
+	}
+}
+
+// afterPower is what a runtime does after the power came back: a DEL, or the same
+// ADD again and later a DEL.
+func afterPower(t *testing.T, m *machine, p plan.Plan, n int, broken bool) {
+	t.Helper()
+	if n%2 == 1 {
+		if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil && !broken {
+			t.Errorf("ADD again: %v", err)
+		}
+	}
+	if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+		t.Errorf("DEL: %v", err)
+	}
+}
+
+func TestPowerCutAtEveryStepOfDel(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := planOf(network("eth0", "one+", "foreign"), network("net1", "two+"))
+	for n := 0; ; n++ {
+		if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
+			t.Fatal(err)
+		}
+		m.powerCutAfter(n)
+		_, err := m.Del(t.Context(), "c", "eth0", m.reach())
+		m.boot(t)
+		if left := m.things(); len(left) > 0 && len(m.records(t)) == 0 {
+			t.Fatalf("power cut at step %d of DEL: %v are left without a record", n, left)
+		}
+		afterPower(t, m, p, n, false)
+		m.nothingLeft(t)
+		if t.Failed() {
+			t.Fatalf("power cut at step %d of DEL: %v", n, err)
+		}
+		if err == nil {
+			return
+		}
+	}
+}
+
+// TestNothingIsLeftAfterAnyHistory plays random requests for two containers
+// with random failures and power cuts, and ends with a DEL of each.
+func TestNothingIsLeftAfterAnyHistory(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		dir, err := os.MkdirTemp("", "braid-attach-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		m := newMachine(t, dir)
+		defer m.store.Close()
+		kinds := rapid.SampledFrom([]string{"one", "one+", "two", "two+", "foreign"})
+		ids := rapid.SampledFrom([]string{"c", "d"})
+		for range rapid.IntRange(1, 8).Draw(rt, "requests") {
+			id := ids.Draw(rt, "container")
+			m.powerCutAfter(rapid.IntRange(-1, 30).Draw(rt, "power"))
+			if rapid.Bool().Draw(rt, "add") {
+				var p plan.Plan
+				for i := range rapid.IntRange(1, 3).Draw(rt, "networks") {
+					chain := rapid.SliceOfNDistinct(kinds, 1, 2, func(s string) string { return s[:1] }).Draw(rt, "chain")
+					p.Attachments = append(p.Attachments, network(fmt.Sprintf("net%d", i), chain...))
+				}
+				_, _ = m.Add(context.Background(), sandbox(id), p, m.reach())
+			} else {
+				_, _ = m.Del(context.Background(), id, "eth0", m.reach())
+			}
+			m.boot(t)
+			// At every moment the store knows what the world holds.
+			known := map[string]bool{}
+			for _, r := range m.records(t) {
+				known[r.Sandbox.ContainerID+"/"+r.Attachment.IfName] = true
+			}
+			for _, thing := range m.things() {
+				if !known[filepath.Dir(thing)] {
+					rt.Fatalf("%s is known to no record", thing)
+				}
+			}
+		}
+		for _, id := range []string{"c", "d"} {
+			if _, err := m.Del(context.Background(), id, "eth0", m.reach()); err != nil {
+				rt.Fatalf("DEL %s: %v", id, err)
+			}
+		}
+		if left := m.things(); len(left) > 0 || len(m.records(t)) > 0 {
+			rt.Fatalf("left: %v, %v", left, m.records(t))
+		}
+	})
+}
+
+func TestTakenInterfaceNameIsRefusedBeforeAnythingIsMade(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("entering a network namespace needs root")
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	taken := hostLink(t)
+	m := newMachine(t, t.TempDir())
+	reach := m.reach()
+	reach.NS = ns
+	_, err = m.Add(t.Context(), sandbox("c"), planOf(network("braidfree0", "one"), network(taken, "foreign")), reach)
+	var coded *types.Error
+	if !errors.As(err, &coded) || coded.Code != types.ErrInvalidNetworkConfig || !strings.Contains(err.Error(), "attach "+taken) {
+		t.Errorf("Add = %v", err)
+	}
+	if log := m.takeLog(); len(log) != 0 {
+		t.Errorf("it did %q", log)
+	}
+}
+
+// hostLink is the name of a link of this machine that is not a loopback.
+func hostLink(t *testing.T) string {
+	t.Helper()
+	entries, err := os.ReadDir("/sys/class/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		kind, err := os.ReadFile("/sys/class/net/" + e.Name() + "/type")
+		if err == nil && strings.TrimSpace(string(kind)) == "1" { // ARPHRD_ETHER
+			return e.Name()
+		}
+	}
+	t.Fatal("this machine has no Ethernet link")
+	return ""
+}
+
+func TestDetachLeavesAReusedNamespaceAlone(t *testing.T) {
+	ns, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	m := newMachine(t, t.TempDir())
+	if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one")), m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	var seen []driver.Spec
+	m.Drivers["one"] = spying{native{m.world}, &seen}
+	reach := m.reach()
+	reach.NS = ns // not the one of the ADD
+	if _, err := m.Del(t.Context(), "c", "eth0", reach); err != nil {
+		t.Fatal(err)
+	}
+	if len(seen) != 1 || seen[0].NetNS != nil {
+		t.Errorf("Detach was given a namespace that the record does not speak of")
+	}
+}
+
+type spying struct {
+	native
+	seen *[]driver.Spec
+}
+
+func (s spying) Detach(ctx context.Context, spec driver.Spec) error {
+	*s.seen = append(*s.seen, spec)
+	return s.native.Detach(ctx, spec)
+}
