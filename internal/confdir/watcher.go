@@ -60,8 +60,8 @@ type Watcher struct {
 	// Only Run's goroutine uses these.
 	watched    map[string]os.FileInfo // by path, as it was when the watch began
 	remembered *Good
-	written    time.Time // last write of the own file
-	wrote      bool
+	written    time.Time         // last write of the own file
+	own        []byte            // the own file as it was last in order
 	said       map[string]string // last problem by topic, to report it once
 
 	mu    sync.Mutex
@@ -255,7 +255,7 @@ func (w *Watcher) adopt(before, now State) {
 	if now.same(before) {
 		return
 	}
-	if now.Default != nil {
+	if now.Default != nil && (before.Default == nil || !now.Default.equal(*before.Default)) {
 		w.cfg.Log.Info("default network", "network", now.Default.Network.Name, "file", now.Default.File)
 	}
 	if w.cfg.Changed != nil {
@@ -267,7 +267,7 @@ func (w *Watcher) adopt(before, now State) {
 func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 	own := slices.IndexFunc(files, func(f File) bool { return f.Name == OwnFile })
 	if own >= 0 && files[own].Err == nil && bytes.Equal(files[own].Data, want) {
-		w.wrote = true
+		w.own = want
 		return 0
 	}
 	if wait := pace - time.Since(w.written); wait > 0 {
@@ -280,14 +280,14 @@ func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 		return time.Second
 	}
 	switch {
-	case !w.wrote:
+	case !bytes.Equal(w.own, want):
 		w.cfg.Log.Info("wrote Braid's configuration", "dir", w.cfg.Dir, "file", OwnFile)
 	case own < 0:
 		w.cfg.Log.Warn("put Braid's configuration back: somebody removed or renamed it"+culprit(w.cfg.Dir), "dir", w.cfg.Dir, "file", OwnFile)
 	default:
-		w.cfg.Log.Warn("put Braid's configuration back: somebody changed it, or the default network changed", "dir", w.cfg.Dir, "file", OwnFile)
+		w.cfg.Log.Warn("put Braid's configuration back: somebody changed it", "dir", w.cfg.Dir, "file", OwnFile)
 	}
-	w.wrote = true
+	w.own = want
 	return 0
 }
 

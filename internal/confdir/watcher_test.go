@@ -359,8 +359,10 @@ func TestTwoWatchersAgree(t *testing.T) {
 		both(name)
 		first.restored()
 	}
-	// Each answers for a network only after it has seen to the file in all
-	// earlier rounds.
+	// A Watcher answers for a network before it sees to the file, so what one
+	// round finds in order is certain only after the next.
+	first.write("20-settled.conf", conf("settled"))
+	both("settled")
 	path := filepath.Join(first.dir, confdir.OwnFile)
 	before, err := os.Stat(path)
 	if err != nil {
