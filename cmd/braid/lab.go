@@ -33,7 +33,7 @@ below /run, and is gone after "braid lab down".`,
 	cmd.PersistentFlags().StringVar(&name, "name", name, "name of the lab; several can run side by side")
 	cmd.AddCommand(
 		labBuild(), labUp(&name), labDown(&name), labStatus(&name), labKubectl(&name),
-		labExec(&name), labKubeconfig(&name), labLogs(&name),
+		labExec(&name), labKubeconfig(&name), labLogs(&name), labDemo(&name),
 	)
 	return cmd
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// version is set by the linker.
+var version = "dev"
+
 func main() {
 	// The first interrupt asks for an orderly end; a second one, after the
 	// handler is gone, ends the process at once.
@@ -41,9 +44,10 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "braid",
 		Short:         "More than one network interface for Kubernetes pods",
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(labCommand())
+	cmd.AddCommand(labCommand(), imageCommand())
 	return cmd
 }

@@ -129,7 +129,7 @@ func (b *builder) start(c component) error {
 }
 
 func (b *builder) waitReady(ctx context.Context) error {
-	wait := Wait{What: "/readyz of the API server", Limit: 90 * time.Second, Every: 50 * time.Millisecond}
+	wait := Wait{What: "/readyz of the API server", Limit: 120 * time.Second, Every: 50 * time.Millisecond}
 	err := b.progress.Wait(ctx, wait, func(ctx context.Context) error {
 		if err := b.alive(); err != nil {
 			return err

@@ -54,7 +54,7 @@ func (c Config) clusterMachine() machine {
 // boot starts the guest of n with its links on the management bridge and the
 // trunk.
 func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, error) {
-	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 120*time.Second)
 	defer cancel()
 	hosts := map[string]netip.Addr{}
 	for _, other := range b.cfg.guests() {
@@ -184,7 +184,7 @@ func startContainerd(ctx context.Context, progress *Progress, g *guest.Guest, n 
 	if err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
-	wait := Wait{What: "containerd on " + n.Name, Limit: 60 * time.Second, Every: 200 * time.Millisecond}
+	wait := Wait{What: "containerd on " + n.Name, Limit: 120 * time.Second, Every: 200 * time.Millisecond}
 	err = progress.Wait(ctx, wait, func(ctx context.Context) error {
 		code, err := g.Run(ctx, guest.Cmd{Args: []string{"/usr/bin/test", "-S", containerdSocket}})
 		if err == nil && code != 0 {
@@ -233,7 +233,7 @@ func loadImage(ctx context.Context, g *guest.Guest, path string) error {
 }
 
 func (b *builder) waitPodCIDR(ctx context.Context, g *guest.Guest, n node) (subnet netip.Prefix, err error) {
-	wait := Wait{What: "the pod range of " + n.Name, Limit: 60 * time.Second}
+	wait := Wait{What: "the pod range of " + n.Name, Limit: 120 * time.Second}
 	err = b.progress.Wait(ctx, wait, func(ctx context.Context) error {
 		if err := b.alive(); err != nil {
 			return err
@@ -257,7 +257,7 @@ func (b *builder) connect(ctx context.Context, g *guest.Guest, n node, subnet ne
 	if err := g.WriteFile(ctx, "/etc/cni/net.d/10-default.conflist", defaultNetwork(subnet), 0o644); err != nil {
 		return err
 	}
-	wait := Wait{What: "node " + n.Name + " to be Ready", Limit: 90 * time.Second}
+	wait := Wait{What: "node " + n.Name + " to be Ready", Limit: 120 * time.Second}
 	err = b.progress.Wait(ctx, wait, func(ctx context.Context) error {
 		if err := b.alive(); err != nil {
 			return err

@@ -56,7 +56,7 @@ func (w world) spawn(name, log string, args []string) (*process, error) {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	p := &process{Name: name, PID: cmd.Process.Pid, Log: log, ended: make(chan struct{})}
-	p.Started, err = startTime(p.PID)
+	p.Started, _, err = lookUp(p.PID)
 	go func() {
 		p.exit = cmd.Wait()
 		close(p.ended)
@@ -75,29 +75,31 @@ func (p *process) alive() error {
 	}
 }
 
-// running reports whether the process still exists; it serves for a process
+// running reports whether the process still runs; it serves for a process
 // that somebody else started.
 func (p *process) running() bool {
-	started, err := startTime(p.PID)
-	return err == nil && started == p.Started
+	started, dead, err := lookUp(p.PID)
+	return err == nil && !dead && started == p.Started
 }
 
-// startTime reads when the process was started from /proc.
-func startTime(pid int) (uint64, error) {
+// lookUp reads from /proc when the process was started, and whether it has
+// ended and only waits for its parent to notice.
+func lookUp(pid int) (started uint64, dead bool, err error) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	return parseStartTime(string(text))
+	return parseStat(string(text))
 }
 
-// parseStartTime takes field 22 of proc_pid_stat(5). The second field is the
-// name of the program, in parentheses, which may itself contain anything.
-func parseStartTime(stat string) (uint64, error) {
+// parseStat takes fields 3 and 22 of proc_pid_stat(5). Field 2 is the name of
+// the program, in parentheses, which may itself contain anything.
+func parseStat(stat string) (started uint64, dead bool, err error) {
 	i := strings.LastIndexByte(stat, ')')
 	fields := strings.Fields(stat[i+1:])
 	if i < 0 || len(fields) < 20 {
-		return 0, errors.New("malformed /proc/PID/stat")
+		return 0, false, errors.New("malformed /proc/PID/stat")
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	started, err = strconv.ParseUint(fields[19], 10, 64)
+	return started, fields[0] == "Z" || fields[0] == "X", err
 }

@@ -101,9 +101,10 @@ func (p *Progress) Wait(ctx context.Context, w Wait, check func(context.Context)
 			p.Printf("waiting for %s (%.0f of at most %.0f s): %v", w.What, time.Since(begin).Seconds(), w.Limit.Seconds(), oneLine(err))
 		}
 		select {
-		case <-ctx.Done():
-			return fmt.Errorf("while waiting for %s: %w", w.What, context.Cause(ctx))
 		case <-bounded.Done():
+			if ctx.Err() != nil {
+				return fmt.Errorf("while waiting for %s: %w", w.What, context.Cause(ctx))
+			}
 			return fmt.Errorf("waited %.0f s for %s: %w", w.Limit.Seconds(), w.What, err)
 		case <-time.After(w.Every):
 		}
