@@ -80,13 +80,13 @@ func ask(ctx context.Context, call wire.Call, p patience) (wire.Reply, *wire.Err
 }
 
 // backoff waits between two attempts, longer each time up to half a second.
-// It polls because the kernel has no event for somebody beginning to listen on
-// a socket that exists.
+// It is for what the kernel has no event for, such as somebody beginning to
+// listen on a socket that exists.
 type backoff struct{ last time.Duration }
 
 // wait returns false when ctx ended.
 func (b *backoff) wait(ctx context.Context) bool {
-	b.last = min(max(2*b.last, 10*time.Millisecond), 500*time.Millisecond)
+	b.last = min(max(2*b.last, 5*time.Millisecond), 500*time.Millisecond)
 	timer := time.NewTimer(b.last)
 	defer timer.Stop()
 	select {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -22,9 +23,9 @@ const (
 	maxStdout = 4 << 20
 	// maxStderr is what a person may want to read. The rest is dropped.
 	maxStderr = 64 << 10
-	// pipeDelay is for a program that left a child behind which holds its
-	// standard output open.
-	pipeDelay = time.Second
+	// childDelay is how long a program is waited for on behalf of children
+	// that it left behind: they hold its standard output open, or die slowly.
+	childDelay = time.Second
 )
 
 // Causes of a program's context, next to that of the request.
@@ -95,14 +96,13 @@ func runOnce(ctx context.Context, cancel context.CancelCauseFunc, path string, e
 	// program; Go ends none before the process.)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return killGroup(cmd) }
-	cmd.WaitDelay = pipeDelay
+	cmd.WaitDelay = childDelay
 	if err := cmd.Start(); err != nil {
 		return startFailure(ctx, err), err
 	}
 	err := cmd.Wait()
 	if ctx.Err() != nil && err != nil {
-		// Its leader may have ended before its children did.
-		_ = killGroup(cmd)
+		endGroup(cmd)
 	}
 	result := outcome(ctx, err)
 	result.Stdout, result.Stderr = stdout.Bytes(), stderr.Bytes()
@@ -115,6 +115,42 @@ func killGroup(cmd *exec.Cmd) error {
 		return os.ErrProcessDone
 	}
 	return err
+}
+
+// endGroup waits, after the program itself has ended, until its children have
+// too: whoever had the program killed goes on to undo what it did. They are not
+// our children, so the kernel has no event for us. The wait is bounded, because
+// a process that sleeps in the kernel may take any time to die.
+func endGroup(cmd *exec.Cmd) {
+	bound, cancel := context.WithTimeout(context.Background(), childDelay)
+	defer cancel()
+	for pause := (backoff{}); ; {
+		// The program may have ended by itself before its children were killed.
+		if err := killGroup(cmd); err != nil || !groupRuns(cmd.Process.Pid) || !pause.wait(bound) {
+			return
+		}
+	}
+}
+
+// groupRuns is false when all that is left of the group are zombies: some
+// machines have a process 1 that takes no notice of them.
+func groupRuns(group int) bool {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return true
+	}
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		// "pid (name) state parent group …", where name may hold anything
+		fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+		if len(fields) > 2 && string(fields[2]) == strconv.Itoa(group) && !bytes.ContainsAny(fields[0], "ZX") {
+			return true
+		}
+	}
+	return false
 }
 
 // environment is env with the host's PATH when it has none.

@@ -305,9 +305,9 @@ func TestProgramBeingInstalledIsWaitedFor(t *testing.T) {
 		t.Fatalf("this kernel executes a file that is open for writing: %+v, %v", result, err)
 	}
 	time.AfterFunc(50*time.Millisecond, func() { open.Close() })
-	r, err := viaShim(t, wire.Exec{Name: "plugin", Dirs: []string{dir}})
-	if err != nil || string(r.Stdout) != "installed\n" {
-		t.Errorf("%+v, %v", r, err)
+	r := runProgram(t.Context(), wire.Exec{Name: "plugin", Dirs: []string{dir}})
+	if r.Failure != "" || string(r.Stdout) != "installed\n" {
+		t.Errorf("%+v", r)
 	}
 }
 
