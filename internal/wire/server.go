@@ -72,17 +72,20 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	// Requests outlive ctx by the grace.
 	requests, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(ErrShutdown)
-	stop := context.AfterFunc(ctx, func() { l.Close() })
+	// A deadline wakes accept. Close would as well, but a second Close does not
+	// wait for the first, and once Serve returns nobody can connect.
+	stop := context.AfterFunc(ctx, func() { _ = l.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
 	var serving sync.WaitGroup
 	err := s.accept(ctx, l, func(conn *net.UnixConn) {
 		serving.Go(func() { s.serve(requests, conn) })
 	})
+	err = errors.Join(err, l.Close())
 	grace := time.AfterFunc(s.Grace, func() { end(ErrShutdown) })
 	defer grace.Stop()
 	serving.Wait()
-	return errors.Join(err, ignoreClosed(l.Close()))
+	return err
 }
 
 // accept calls serve with every connection until ctx ends.
@@ -131,11 +134,4 @@ func (s *Server) refused(err error) {
 	if s.Refused != nil {
 		s.Refused(err)
 	}
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
 }
