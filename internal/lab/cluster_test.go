@@ -187,6 +187,9 @@ func TestClusterControlPlaneAlone(t *testing.T) {
 		if err != nil || strings.TrimSpace(out) != "serviceaccount/default" {
 			t.Errorf("%s: %q, %v", name, out, err)
 		}
+		if entries, err := os.ReadDir(filepath.Join(l.dir(), "kubectl")); err != nil || len(entries) == 0 {
+			t.Errorf("%s: what kubectl remembers is not with the lab: %v, %v", name, entries, err)
+		}
 	}
 }
 
@@ -237,6 +240,26 @@ func TestClusterUpAfterUpWasKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	world.sawNamespace(t)
+}
+
+// TestClusterRemovedWithoutItsState has the remains of a lab whose state was
+// never, or only half, written down.
+func TestClusterRemovedWithoutItsState(t *testing.T) {
+	needCluster(t)
+	const name = "labtest-h"
+	world := observeHost(t, name)
+	t.Cleanup(func() { world.downLeavesNothing(t) })
+	if _, err := Up(t.Context(), Config{Name: name, ControlPlaneOnly: true}); err != nil {
+		t.Fatal(err)
+	}
+	world.sawNamespace(t)
+	if err := os.WriteFile(world.state(), []byte(`{"name": "lab`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(name); err == nil {
+		t.Error("half a state was taken for a whole one")
+	}
+	world.downLeavesNothing(t)
 }
 
 func TestClusterIsChangedByOneProcessAtATime(t *testing.T) {

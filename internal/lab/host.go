@@ -10,7 +10,7 @@ import (
 
 // Packages are the Debian packages that a lab needs on the machine, beside Go.
 var Packages = []string{
-	"user-mode-linux", "kmod", "iproute2", "iptables", "conntrack", "ethtool", "runc", "busybox-static", "ca-certificates",
+	"user-mode-linux", "kmod", "iproute2", "iptables", "conntrack", "runc", "busybox-static",
 }
 
 // hostPrograms are the programs of Packages by which their absence is noticed.

@@ -107,7 +107,9 @@ func (l *Lab) RunKubectl(ctx context.Context, s Streams, args ...string) (int, e
 	}
 	defer ns.Close()
 	cmd := exec.CommandContext(ctx, l.Program("kubectl"), args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.Kubeconfig())
+	// Every lab's API server has the same address: what kubectl remembers of
+	// one must not be taken for another's, nor stay behind.
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.Kubeconfig(), "KUBECACHEDIR="+filepath.Join(l.dir(), "kubectl"))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.In, s.Out, s.Err
 	// When ctx ends kubectl gets the chance to end what it runs in a pod.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
