@@ -82,7 +82,7 @@ func firstCause(ctx context.Context, err error) error {
 	return fmt.Errorf("agent: %w", err)
 }
 
-func send(conn net.Conn, in io.Reader) {
+func send(conn io.Writer, in io.Reader) {
 	if in != nil {
 		buf := make([]byte, 64<<10)
 		for {
@@ -100,7 +100,7 @@ func send(conn net.Conn, in io.Reader) {
 }
 
 // receive passes output on until the result comes.
-func receive(conn net.Conn, stdout, stderr io.Writer) (control.Result, error) {
+func receive(conn io.Reader, stdout, stderr io.Writer) (control.Result, error) {
 	for {
 		k, data, err := control.Read(conn)
 		if err != nil {

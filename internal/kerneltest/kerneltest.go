@@ -16,6 +16,7 @@ package kerneltest
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -53,7 +54,8 @@ type Tier string
 
 // Tiers, the values of BRAID_TIER.
 const (
-	Unit    Tier = "unit"    // any machine, any user; also when BRAID_TIER is not set
+	Any     Tier = ""        // BRAID_TIER is not set: whatever works is tested
+	Unit    Tier = "unit"    // any machine, any user: nothing of the kernel is even tried
 	Net     Tier = "net"     // root on the machine's own kernel
 	Guest   Tier = "guest"   // Debian's user-mode-linux, by internal/guest/exec
 	Cluster Tier = "cluster" // root on the machine's own kernel, with a lab
@@ -61,6 +63,7 @@ const (
 
 // promises is what has to work in each tier.
 var promises = map[Tier][]Feature{
+	Any:     {},
 	Unit:    {},
 	Net:     {NetNS, Veth, Bridge, Tap, Macvlan, NftInet, UML},
 	Cluster: {NetNS, Veth, Bridge, Tap, UML},
@@ -86,7 +89,10 @@ func Need(t testing.TB, features ...Feature) {
 		if !ok {
 			t.Fatalf("kerneltest: unknown feature %q", f)
 		}
-		err := try()
+		err := errUnit
+		if tier != Unit {
+			err = try()
+		}
 		switch {
 		case err == nil:
 		case slices.Contains(promises[tier], f):
@@ -110,16 +116,19 @@ func (m *Missing) Error() string {
 	if m.Promised {
 		return fmt.Sprintf("missing feature: %s, which tier %s must have: %v", m.Feature, m.Tier, m.Err)
 	}
+	if m.Tier == Any {
+		return fmt.Sprintf("missing feature: %s: %v", m.Feature, m.Err)
+	}
 	return fmt.Sprintf("missing feature: %s, which tier %s may lack: %v", m.Feature, m.Tier, m.Err)
 }
 
 // Unwrap returns what the kernel said.
 func (m *Missing) Unwrap() error { return m.Err }
 
+// errUnit keeps tests of the kernel from running in two tiers.
+var errUnit = errors.New("tests of the kernel run in other tiers")
+
 func currentTier(env string) (Tier, error) {
-	if env == "" {
-		return Unit, nil
-	}
 	if _, ok := promises[Tier(env)]; !ok {
 		return "", fmt.Errorf("%s=%s: unknown tier", EnvTier, env)
 	}

@@ -43,7 +43,7 @@ func TestAnUnknownTierIsRefused(t *testing.T) {
 	if _, err := currentTier("gest"); err == nil {
 		t.Error("BRAID_TIER=gest was accepted, and would promise nothing")
 	}
-	if tier, err := currentTier(""); tier != Unit || err != nil {
+	if tier, err := currentTier(""); tier != Any || err != nil {
 		t.Errorf("no BRAID_TIER: %q, %v", tier, err)
 	}
 }
@@ -85,9 +85,18 @@ func TestAMissingFeatureSkipsOrFailsAsTheTierSays(t *testing.T) {
 	if err, _ := r.failed.(error); !errors.As(err, &m) || !m.Promised || !errors.Is(err, reason) {
 		t.Errorf("promised: failed with %v, skipped with %v", r.failed, r.skipped)
 	}
-	r = needIn(t, Unit, f)
+	r = needIn(t, Any, f)
 	if err, _ := r.skipped.(error); !errors.As(err, &m) || m.Promised || !errors.Is(err, reason) {
 		t.Errorf("not promised: failed with %v, skipped with %v", r.failed, r.skipped)
+	}
+}
+
+func TestTierUnitTriesNothing(t *testing.T) {
+	const f Feature = "testing nothing"
+	probes[f] = func() error { t.Error("tried"); return nil }
+	defer delete(probes, f)
+	if r := needIn(t, Unit, f); r.skipped == nil || r.failed != nil {
+		t.Errorf("failed with %v, skipped with %v", r.failed, r.skipped)
 	}
 }
 

@@ -33,6 +33,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: exec [-mem MiB] [-modules a,b] PROGRAM [ARG…]")
 		os.Exit(2)
 	}
+	// When the reader of the output is gone, the guest still has to be ended.
+	signal.Ignore(syscall.SIGPIPE)
 	// go test sends SIGQUIT to a test that takes too long.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer stop()
