@@ -35,14 +35,15 @@ type files interface {
 	Read(path string) ([]byte, error)
 	// Overwrite replaces the content of path, without waiting for the disk.
 	Overwrite(path string, data []byte) error
-	// Stage writes data durably to a new file in dir.
+	// Stage writes data to a new file in dir. From then on a power failure
+	// takes a link to the file away rather than leave it without content.
 	Stage(dir, prefix string, data []byte) (path string, err error)
 	// Link gives a file a second name. It fails with fs.ErrExist where
 	// somebody has taken the name.
 	Link(oldpath, newpath string) error
 	Remove(path string) error
-	// SyncDir makes durable which names dir has.
-	SyncDir(dir string) error
+	// Sync makes the content of a file durable, or the names in a directory.
+	Sync(path string) error
 	// Lock waits for the exclusive lock on path, which it creates.
 	Lock(ctx context.Context, path string) (unlock func(), err error)
 }

@@ -23,7 +23,7 @@ func (d disk) MakeDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return d.SyncDir(filepath.Dir(dir))
+	return d.Sync(filepath.Dir(dir))
 }
 
 func (disk) Names(dir string) ([]string, error) {
@@ -67,6 +67,10 @@ func (disk) Read(path string) ([]byte, error) {
 
 func (disk) Overwrite(path string, data []byte) error { return os.WriteFile(path, data, 0o600) }
 
+// Stage starts the data on its way to the disk and waits until it is there,
+// without the commit of the file system's journal that makes fsync slow. Linux
+// file systems that order their journal will then not keep a name of the file
+// and lose its content.
 func (disk) Stage(dir, prefix string, data []byte) (string, error) {
 	f, err := os.CreateTemp(dir, prefix+"*") // mode 0600
 	if err != nil {
@@ -74,7 +78,8 @@ func (disk) Stage(dir, prefix string, data []byte) (string, error) {
 	}
 	_, err = f.Write(data)
 	if err == nil {
-		err = f.Sync()
+		const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+		err = os.NewSyscallError("sync_file_range", unix.SyncFileRange(int(f.Fd()), 0, 0, all))
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return "", errors.Join(err, os.Remove(f.Name()))
@@ -86,10 +91,10 @@ func (disk) Link(oldpath, newpath string) error { return os.Link(oldpath, newpat
 
 func (disk) Remove(path string) error { return os.Remove(path) }
 
-// SyncDir accepts a file system that cannot sync a directory: there is no way
-// to be more durable on it.
-func (disk) SyncDir(dir string) error {
-	f, err := os.Open(dir)
+// Sync accepts a file system that cannot sync a directory: there is no way to
+// be more durable on it.
+func (disk) Sync(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}

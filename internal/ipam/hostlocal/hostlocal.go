@@ -87,10 +87,9 @@ func (p *plugin) Add(ctx context.Context, r ipam.Request) (*current.Result, erro
 	return res, nil
 }
 
-// reserve makes the record durable before it takes its name: a file with the
-// content is written and synced aside, then linked under each address. So a
-// crash at any moment leaves whole records or none. The slow part, waiting for
-// the disk, happens without the lock.
+// reserve writes the record aside, links it under each address, and waits until
+// all of it is durable. So a crash at any moment leaves whole records or none,
+// and waiting for the disk does not happen under the lock.
 func (p *plugin) reserve(ctx context.Context, c config, k key) ([]choice, error) {
 	if err := p.files.MakeDir(c.dir); err != nil {
 		return nil, fmt.Errorf("make directory of the network: %w", err)
@@ -106,10 +105,22 @@ func (p *plugin) reserve(ctx context.Context, c config, k key) ([]choice, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.files.SyncDir(c.dir); err != nil {
+	if err := p.sync(c.dir, choices); err != nil {
 		return nil, errors.Join(fmt.Errorf("make address records durable: %w", err), p.undo(ctx, c.dir, k))
 	}
 	return choices, nil
+}
+
+// sync waits once for new records, which are one file; for kept ones it may not
+// have happened in the call that made them. Where the file system's journal
+// covers several of these, one wait serves all.
+func (p *plugin) sync(dir string, choices []choice) error {
+	for _, ch := range choices {
+		if err := p.files.Sync(filepath.Join(dir, ch.addr.String())); err != nil {
+			return err
+		}
+	}
+	return p.files.Sync(dir)
 }
 
 // undo releases what k holds, also when the time of the request is up.
@@ -135,7 +146,7 @@ func (p *plugin) take(ctx context.Context, c config, k key, staged string) ([]ch
 	}
 	choices, err := d.fill(c, k, st, staged)
 	keep := func(a netip.Addr) bool {
-		return err == nil && slices.ContainsFunc(choices, func(ch choice) bool { return ch.addr == a })
+		return slices.ContainsFunc(choices, func(ch choice) bool { return ch.addr == a })
 	}
 	drop := slices.DeleteFunc(st.heldBy(k), keep)
 	left := slices.DeleteFunc(d.scratch(k), func(name string) bool { return name == filepath.Base(staged) })
@@ -197,18 +208,14 @@ func (p *plugin) release(ctx context.Context, dir string, k key) error {
 		return err
 	}
 	st, err := d.read(0)
-	var changed bool
 	if err == nil {
-		addrs := st.releasable(k)
-		scratch := d.scratch(k)
-		changed = len(addrs)+len(scratch) > 0
-		err = errors.Join(d.remove(addrs), d.removeNames(scratch))
+		err = errors.Join(d.remove(st.releasable(k)), d.removeNames(d.scratch(k)))
 	}
 	d.leave()
-	if changed {
-		if syncErr := p.files.SyncDir(dir); syncErr != nil {
-			err = errors.Join(err, fmt.Errorf("make the release durable: %w", syncErr))
-		}
+	// Also when there was nothing to remove: an earlier Del may have been
+	// interrupted at this point, and a power failure would undo what it did.
+	if syncErr := p.files.Sync(dir); syncErr != nil {
+		err = errors.Join(err, fmt.Errorf("make the release durable: %w", syncErr))
 	}
 	return err
 }
