@@ -1,0 +1,196 @@
+package demo_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"braid.dev/braid/internal/demo"
+	"braid.dev/braid/internal/image"
+	"braid.dev/braid/internal/lab"
+)
+
+// TestCluster walks one lab through everything that takes a real kubelet: the
+// demo, the commands of the documentation, braidd killed, pods deleted.
+func TestCluster(t *testing.T) {
+	if os.Getenv("BRAID_TIER") != "cluster" {
+		t.Skip("needs a lab: make test-cluster")
+	}
+	s := up(t)
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"demo", s.demoHolds},
+		{"status and events", s.statusAndEvents},
+		{"documented commands", s.documentedCommands},
+		{"braidd killed", s.killed},
+		{"deleted", s.deleted},
+	} {
+		if !t.Run(step.name, step.run) {
+			t.FailNow() // each step builds on the one before
+		}
+	}
+}
+
+// scenario is a lab with a demo running in it.
+type scenario struct {
+	demo.Demo
+	lab   *lab.Lab
+	image string
+}
+
+func up(t *testing.T) *scenario {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "braid.tar")
+	if err := image.Write(archive, image.Braid(filepath.Join(root, "bin"), image.Ref)); err != nil {
+		t.Fatalf("%v (make build)", err)
+	}
+	const name = "scenario"
+	t.Cleanup(func() {
+		if err := lab.Down(context.Background(), name, os.Stderr); err != nil {
+			t.Error(err)
+		}
+	})
+	l, err := lab.Up(t.Context(), lab.Config{Name: name, Source: root, Progress: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &scenario{lab: l, image: archive, Demo: demo.Demo{Cluster: l, Root: root, Out: os.Stdout}}
+}
+
+func (s *scenario) demoHolds(t *testing.T) {
+	if err := s.VLAN(t.Context(), s.image); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *scenario) statusAndEvents(t *testing.T) {
+	status := s.kubectl(t, "get", "pod", "pod2", "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+	for _, want := range []string{`"name": "default/vlan-2002"`, `"interface": "net1"`, `"10.20.2.11"`, `"default": true`, `"default": false`} {
+		if !strings.Contains(unspaced(status), unspaced(want)) {
+			t.Errorf("no %s in the network-status %s", want, status)
+		}
+	}
+	events := s.kubectl(t, "get", "events", "--field-selector=involvedObject.name=pod2", "-o", "jsonpath={.items[*].message}")
+	if !strings.Contains(events, "default/vlan-2002") {
+		t.Errorf("no event tells of default/vlan-2002: %s", events)
+	}
+}
+
+func unspaced(s string) string { return strings.ReplaceAll(s, " ", "") }
+
+// killed ends braidd on every node with SIGKILL. The pods that run keep their
+// networks; a pod that starts meanwhile waits and starts.
+func (s *scenario) killed(t *testing.T) {
+	before := s.kubectl(t, "exec", "pod1a", "--", "ip", "address")
+	for _, node := range s.lab.Nodes() {
+		if _, err := s.lab.NodeRun(t.Context(), node, "pkill", "-KILL", "-x", "braidd"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.apply(t, late)
+	if after := s.kubectl(t, "exec", "pod1a", "--", "ip", "address"); after != before {
+		t.Errorf("links of pod1a after braidd was killed:\n%s\nbefore:\n%s", after, before)
+	}
+	s.kubectl(t, "wait", "--for=condition=Ready", "--timeout=180s", "pod/late")
+	if out := s.kubectl(t, "exec", "late", "--", "ip", "address", "show", "net1"); !strings.Contains(out, "10.20.1.20/24") {
+		t.Errorf("late has not got its address:\n%s", out)
+	}
+	s.kubectl(t, "exec", "pod1a", "--", "arping", "-f", "-w", "20", "-I", "net1", "10.20.1.20")
+	s.kubectl(t, "-n", "braid-system", "rollout", "status", "daemonset/braidd", "--timeout=120s")
+}
+
+const late = `
+apiVersion: v1
+kind: Pod
+metadata:
+  name: late
+  annotations:
+    k8s.v1.cni.cncf.io/networks: '[{"name": "vlan-2001", "ips": ["10.20.1.20/24"]}]'
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: shell
+      image: braid.dev/toolbox:dev
+      command: ["tail", "-f", "/dev/null"]
+`
+
+// deleted kills braidd once more while the pods go: nothing of them stays.
+func (s *scenario) deleted(t *testing.T) {
+	s.kubectl(t, "delete", "pod", "late", "--wait=false")
+	for _, node := range s.lab.Nodes() {
+		if _, err := s.lab.NodeRun(t.Context(), node, "pkill", "-KILL", "-x", "braidd"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.RemoveVLAN(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.kubectl(t, "wait", "--for=delete", "--timeout=120s", "pod/late")
+	for _, node := range s.lab.Nodes() {
+		s.nothingLeftOn(t, node)
+	}
+}
+
+// nothingLeftOn expects neither veths nor address files on a node without pods
+// of its own network.
+func (s *scenario) nothingLeftOn(t *testing.T, node string) {
+	look := `ip -o link show type veth; ls /var/lib/cni/networks/*/ | grep -E '^[0-9a-f]+[.:]' || true`
+	deadline := time.Now().Add(90 * time.Second) // kubelet takes a sandbox down some time after its pod is gone
+	for {
+		out, err := s.lab.NodeRun(t.Context(), node, "sh", "-c", look)
+		if err == nil && strings.TrimSpace(out) == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left on %s: %v\n%s", node, err, out)
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal(t.Context().Err())
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// documentedCommands runs the command blocks of docs/vlan.md as they stand.
+func (s *scenario) documentedCommands(t *testing.T) {
+	for _, page := range []string{"docs/vlan.md"} {
+		text, err := os.ReadFile(filepath.Join(s.Root, page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := shellBlocks(string(text))
+		if len(blocks) == 0 {
+			t.Errorf("%s has no commands", page)
+		}
+		for _, block := range blocks {
+			if out, err := s.shell(t.Context(), block); err != nil {
+				t.Errorf("%s: %v\n%s\n%s", page, err, block, out)
+			}
+		}
+	}
+}
+
+func (s *scenario) kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := s.lab.Kubectl(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (s *scenario) apply(t *testing.T, manifest string) {
+	t.Helper()
+	if _, err := s.lab.KubectlInput(t.Context(), strings.NewReader(manifest), "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,219 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// network declares a NetworkAttachmentDefinition of the default namespace.
+func (h *host) network(t *testing.T, name, config string) {
+	t.Helper()
+	manifest := fmt.Sprintf("apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\nmetadata:\n  name: %s\nspec:\n  config: |\n    %s\n",
+		name, strings.ReplaceAll(config, "\n", "\n    "))
+	if err := h.apply(t.Context(), manifest); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := h.lab.Kubectl(context.Background(), "delete", "net-attach-def", name); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (h *host) extraNetwork(t *testing.T) {
+	h.network(t, "extra", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"braidextra0",
+  "ipam":{"type":"host-local","dataDir":"`+h.path("addresses")+`","subnet":"10.77.0.0/24"}}]}`)
+}
+
+func TestClusterCnitoolAddsChecksAndDeletes(t *testing.T) {
+	h := shared
+	h.extraNetwork(t)
+	p := h.newPod(t, `[{"name":"extra","ips":["10.77.0.50"],"mac":"02:00:00:00:77:50","interface":"extra0"},{"name":"extra"}]`)
+	// The first attachment makes the bridges, which stay as upstream's do.
+	for range 2 {
+		mustRun(t, p, "add")
+		mustRun(t, p, "check")
+		inside := p.inside(t)
+		for _, want := range []string{"eth0", "10.76.0.", "extra0", "10.77.0.50/24", "net2", "10.77.0."} {
+			if !strings.Contains(inside, want) {
+				t.Errorf("no %q in the pod:\n%s", want, inside)
+			}
+		}
+		status := p.get(t, `{.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+		for _, want := range []string{`"default-net"`, `"default/extra"`, `"extra0"`, `"02:00:00:00:77:50"`, `"10.77.0.50"`} {
+			if !strings.Contains(status, want) {
+				t.Errorf("no %s in the network-status %s", want, status)
+			}
+		}
+		mustRun(t, p, "del")
+		mustRun(t, p, "del")
+		h.nothingLeft(t, p)
+	}
+}
+
+func TestClusterCheckNamesWhatIsMissing(t *testing.T) {
+	h := shared
+	h.extraNetwork(t)
+	p := h.newPod(t, "extra")
+	mustRun(t, p, "add")
+	if err := removeLink(p.ns, "net1"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := p.cnitool(t.Context(), "check"); err == nil || !strings.Contains(out, "net1") || !strings.Contains(out, "default/extra") {
+		t.Errorf("CHECK after net1 was removed: %v", err)
+	}
+	mustRun(t, p, "del")
+	h.nothingLeft(t, p)
+}
+
+func TestClusterBadInputIsAClearErrorAndLeavesNothing(t *testing.T) {
+	h := shared
+	h.extraNetwork(t)
+	h.network(t, "broken-json", `{"cniVersion": "1.0.0", "type": "bridge",`)
+	h.network(t, "no-uplink", `{"cniVersion":"1.0.0","type":"bridge","bridge":"braidextra0","uplink":"nosuch0"}`)
+	h.network(t, "no-master", `{"cniVersion":"1.0.0","type":"macvlan","master":"nosuch0"}`)
+	for _, plugin := range []string{"no-such-plugin", "not-executable", "hangs", "prints-rubbish", "prints-nothing"} {
+		h.network(t, plugin, `{"cniVersion":"1.0.0","type":"`+plugin+`"}`)
+	}
+	for name, tc := range map[string]struct{ networks, want string }{
+		"unknown network":         {"nowhere", "default/nowhere"},
+		"annotation broken":       {`[{"name": "extra",`, "k8s.v1.cni.cncf.io/networks"},
+		"config broken":           {"broken-json", "default/broken-json"},
+		"interface taken":         {"extra@eth0", "eth0"},
+		"interface twice":         {"extra@twin,extra@twin", "twin"},
+		"interface too long":      {"extra@sixteen-letters-", "15"},
+		"address outside":         {`[{"name":"extra","ips":["10.78.0.5"]}]`, "10.78.0.5"},
+		"address malformed":       {`[{"name":"extra","ips":["10.77.0.300"]}]`, "10.77.0.300"},
+		"bridge without uplink":   {"no-uplink", "nosuch0"},
+		"macvlan without master":  {"no-master", "run macvlan ADD: Link not found"},
+		"plugin missing":          {"no-such-plugin", "no-such-plugin"},
+		"plugin not executable":   {"not-executable", "not executable"},
+		"plugin hangs":            {"hangs", "hangs"},
+		"plugin prints rubbish":   {"prints-rubbish", "hello"},
+		"plugin prints nothing":   {"prints-nothing", "prints-nothing"},
+		"second attachment fails": {"extra,no-such-plugin", "no-such-plugin"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := h.newPod(t, tc.networks)
+			out, err := p.cnitool(t.Context(), "add")
+			if err == nil {
+				t.Fatalf("ADD succeeded: %s", out)
+			}
+			if !strings.Contains(out, tc.want) {
+				t.Errorf("the error does not name %q: %s", tc.want, out)
+			}
+			h.nothingLeft(t, p)
+			h.eventSays(t, p, tc.want)
+			mustRun(t, p, "del")
+		})
+	}
+}
+
+// A runtime calls again after a time-out; the shim does so by itself when the
+// daemon dies under it. Either way the pod gets its networks, once.
+func TestClusterDaemonKilledAtAnyMoment(t *testing.T) {
+	h := shared
+	h.extraNetwork(t)
+	p := h.newPod(t, "extra,extra@second")
+	mustRun(t, p, "add")
+	mustRun(t, p, "del")
+	took := measure(func() { mustRun(t, p, "add") })
+	alive := p.inside(t)
+	h.restart(t)
+	if after := p.inside(t); after != alive {
+		t.Errorf("a restart of braidd changed the pod's networks:\n%s\nbefore:\n%s", after, alive)
+	}
+	mustRun(t, p, "check")
+	mustRun(t, p, "del")
+
+	const kills = 24
+	for i := range kills {
+		delay := took * time.Duration(i) / (kills - 4)
+		for _, verb := range []string{"add", "del"} {
+			h.killDuring(t, p, verb, delay)
+			if verb == "add" {
+				mustRun(t, p, "check")
+			}
+		}
+		h.nothingLeft(t, p)
+	}
+	if err := h.kill(); err != nil {
+		t.Fatal(err)
+	}
+	if left := h.records(t); len(left) > 0 {
+		t.Errorf("records left: %+v", left)
+	}
+	if err := h.start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// killDuring kills braidd delay after verb began, starts it again, and expects
+// the verb to succeed all the same.
+func (h *host) killDuring(t *testing.T, p *pod, verb string, delay time.Duration) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		_, err := p.cnitool(t.Context(), verb)
+		done <- err
+	}()
+	<-time.After(delay) // the moment of the kill is what the test varies
+	h.restart(t)
+	if err := <-done; err != nil {
+		t.Fatalf("braidd killed %s into it: %v", delay, err)
+	}
+}
+
+func (h *host) restart(t *testing.T) {
+	t.Helper()
+	if err := h.kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// nothingLeft expects the pod's namespace to be empty and the host to have
+// neither ports nor reserved addresses.
+func (h *host) nothingLeft(t *testing.T, p *pod) {
+	t.Helper()
+	for _, link := range []string{"eth0", "net1", "net2", "extra0", "second"} {
+		if inside := p.inside(t); strings.Contains(inside, link) {
+			t.Errorf("left in the pod:\n%s", inside)
+		}
+	}
+	if world := h.world(t); strings.Contains(world, "veth") || strings.Contains(world, h.path("addresses")) {
+		t.Errorf("left on the host:\n%s", world)
+	}
+}
+
+func (h *host) eventSays(t *testing.T, p *pod, want string) {
+	t.Helper()
+	err := within(t.Context(), 10*time.Second, "an event about "+want, func() error {
+		out, err := h.lab.Kubectl(t.Context(), "get", "events", "--field-selector=involvedObject.name="+p.name, "-o", "jsonpath={.items[*].message}")
+		if err == nil && !strings.Contains(out, want) {
+			err = fmt.Errorf("events say %q", out)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func mustRun(t *testing.T, p *pod, verb string) {
+	t.Helper()
+	if _, err := p.cnitool(t.Context(), verb); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func measure(f func()) time.Duration {
+	start := time.Now()
+	f()
+	return time.Since(start)
+}
