@@ -331,6 +331,22 @@ func TestWaitSaysWhatItWaitedForAndWhatWasMissing(t *testing.T) {
 	}
 }
 
+func TestWaitTellsWhatWasMissingAlsoWhenTheLimitInterruptsTheCheck(t *testing.T) {
+	var p *Progress
+	calls := 0
+	err := p.Wait(t.Context(), Wait{What: "godot", Limit: 30 * time.Millisecond, Every: time.Millisecond},
+		func(ctx context.Context) error {
+			if calls++; calls == 1 {
+				return errors.New("not on the road")
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	if err == nil || !strings.Contains(err.Error(), "not on the road") {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestWaitEndsAtOnceWhenItIsHopeless(t *testing.T) {
 	var p *Progress
 	calls := 0

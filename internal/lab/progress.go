@@ -88,10 +88,15 @@ func (p *Progress) Wait(ctx context.Context, w Wait, check func(context.Context)
 	bounded, cancel := context.WithTimeout(ctx, w.Limit)
 	defer cancel()
 	begin, said := time.Now(), time.Now()
+	var last error
 	for {
 		err := check(bounded)
 		if err == nil {
 			return nil
+		}
+		// A check that the limit itself interrupted has nothing to tell.
+		if last == nil || bounded.Err() == nil {
+			last = err
 		}
 		if errors.Is(err, errGiveUp) {
 			return fmt.Errorf("while waiting for %s: %w", w.What, err)
@@ -105,7 +110,7 @@ func (p *Progress) Wait(ctx context.Context, w Wait, check func(context.Context)
 			if ctx.Err() != nil {
 				return fmt.Errorf("while waiting for %s: %w", w.What, context.Cause(ctx))
 			}
-			return fmt.Errorf("waited %.0f s for %s: %w", w.Limit.Seconds(), w.What, err)
+			return fmt.Errorf("waited %.0f s for %s: %w", w.Limit.Seconds(), w.What, last)
 		case <-time.After(w.Every):
 		}
 	}
