@@ -12,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/tools/cache"
 
 	"braid.dev/braid/internal/plan"
 )
@@ -33,14 +32,15 @@ type Definitions struct {
 
 func newDefinitions(client dynamic.Interface, log *slog.Logger) *Definitions {
 	resource := client.Resource(definitionResource)
-	source := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	source := source{
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			return resource.List(ctx, o)
 		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return resource.Watch(ctx, o)
 		},
-	}, client)
+		client: client,
+	}
 	return &Definitions{client: resource, table: newTable("network attachment definitions", source, reduceDefinition, log)}
 }
 

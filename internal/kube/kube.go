@@ -56,27 +56,38 @@ const (
 
 // Connect prepares the connection. It sends no request: Run does.
 func Connect(c Config) (*Cluster, error) {
-	if c.NodeName == "" {
-		return nil, errors.New("connect to the cluster: no node name; give the name of the Node object that this machine is (--node-name)")
-	}
 	conf, err := restConfig(c)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the cluster: %w", err)
 	}
-	meta, err := metadata.NewForConfig(conf)
+	cluster, err := connect(conf, c)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the cluster: %w", err)
 	}
+	return cluster, nil
+}
+
+func connect(conf *rest.Config, c Config) (*Cluster, error) {
+	if c.NodeName == "" {
+		return nil, errors.New("no node name; give the name of the Node object that this machine is (--node-name)")
+	}
+	conf = rest.CopyConfig(conf)
+	conf.UserAgent = c.UserAgent
+	conf.QPS, conf.Burst = qps, burst
+	meta, err := metadata.NewForConfig(conf)
+	if err != nil {
+		return nil, err
+	}
 	dyn, err := dynamic.NewForConfig(conf)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the cluster: %w", err)
+		return nil, err
 	}
 	eventConf := rest.CopyConfig(conf)
 	eventConf.QPS, eventConf.Burst = eventQPS, eventBurst
 	eventConf.ContentType = "application/vnd.kubernetes.protobuf"
 	core, err := corev1client.NewForConfig(eventConf)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the cluster: %w", err)
+		return nil, err
 	}
 	return &Cluster{
 		Pods:        newPods(meta, c.NodeName, c.Log),
@@ -86,19 +97,10 @@ func Connect(c Config) (*Cluster, error) {
 }
 
 func restConfig(c Config) (*rest.Config, error) {
-	var conf *rest.Config
-	var err error
 	if c.Kubeconfig == "" {
-		conf, err = rest.InClusterConfig()
-	} else {
-		conf, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+		return rest.InClusterConfig()
 	}
-	if err != nil {
-		return nil, err
-	}
-	conf.UserAgent = c.UserAgent
-	conf.QPS, conf.Burst = qps, burst
-	return conf, nil
+	return clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 }
 
 // Run follows the cluster until ctx ends.

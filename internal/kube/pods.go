@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/tools/cache"
 
 	"braid.dev/braid/internal/plan"
 )
@@ -40,16 +39,17 @@ type Pods struct {
 func newPods(client metadata.Interface, node string, log *slog.Logger) *Pods {
 	resource := client.Resource(podResource)
 	here := fields.OneTermEqualSelector("spec.nodeName", node).String()
-	source := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	source := source{
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = here
 			return resource.List(ctx, o)
 		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = here
 			return resource.Watch(ctx, o)
 		},
-	}, client)
+		client: client,
+	}
 	return &Pods{client: resource, table: newTable("pods of node "+node, source, reducePod, log)}
 }
 

@@ -4,12 +4,16 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -22,7 +26,7 @@ const retryLimit = 5 * time.Second
 type table[T any] struct {
 	// what names the resource in messages.
 	what   string
-	source cache.ListerWatcher
+	source source
 	// reduce keeps what is needed of an object of the watch.
 	reduce func(obj any) (key, T)
 	log    *slog.Logger
@@ -34,7 +38,7 @@ type table[T any] struct {
 	rows map[key]T
 	// next is closed at the next change. It exists only while someone waits.
 	next chan struct{}
-	// trouble is why the resource has not been read yet.
+	// trouble is why the resource cannot be followed now.
 	trouble error
 }
 
@@ -43,7 +47,14 @@ type key struct{ namespace, name string }
 
 func (k key) String() string { return k.namespace + "/" + k.name }
 
-func newTable[T any](what string, source cache.ListerWatcher, reduce func(any) (key, T), log *slog.Logger) *table[T] {
+// source is how a resource is read. client is only asked what it can do.
+type source struct {
+	list   cache.ListWithContextFunc
+	watch  cache.WatchFuncWithContext
+	client any
+}
+
+func newTable[T any](what string, source source, reduce func(any) (key, T), log *slog.Logger) *table[T] {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -56,7 +67,7 @@ func newTable[T any](what string, source cache.ListerWatcher, reduce func(any) (
 
 // run keeps the table current until ctx ends.
 func (t *table[T]) run(ctx context.Context) {
-	reflector := cache.NewReflectorWithOptions(t.source, nil, rowStore[T]{t}, cache.ReflectorOptions{
+	reflector := cache.NewReflectorWithOptions(t.noting(), nil, rowStore[T]{t}, cache.ReflectorOptions{
 		Name:            t.what,
 		TypeDescription: t.what,
 		// The default grows to 30 s, a long time for a pod to wait after an
@@ -65,28 +76,51 @@ func (t *table[T]) run(ctx context.Context) {
 	})
 	for failures := 0; ; failures++ {
 		err := reflector.ListAndWatchWithContext(ctx)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return
-		}
-		if err == nil {
+		case apierrors.IsNotFound(err):
+			// The resource is not installed, or not any more: there are none.
+			t.replace(nil)
+		case err == nil:
 			failures = 0 // the watch ended as watches do
+		default:
+			t.note(ctx, err)
 		}
-		t.failed(err)
 		pause(ctx, backoff(failures, retryLimit))
 	}
 }
 
-// failed notes why following the resource stopped. Only what is new is logged.
-func (t *table[T]) failed(err error) {
-	if apierrors.IsNotFound(err) {
-		// The resource is not installed, or not any more: there are none.
-		t.replace(nil)
-		return
+// noting is the source with every failure of a request noted. The Reflector
+// goes on by itself after many of them and tells nobody.
+func (t *table[T]) noting() cache.ListerWatcher {
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := t.source.list(ctx, o)
+			t.note(ctx, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			w, err := t.source.watch(ctx, o)
+			t.note(ctx, err)
+			return w, err
+		},
+	}, t.source.client)
+}
+
+// note remembers why following the resource does not work, nil when it does.
+// Only what is new is logged.
+func (t *table[T]) note(ctx context.Context, err error) {
+	if ctx.Err() != nil || apierrors.IsNotFound(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // the end, or nothing that is wrong
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err != nil && (t.trouble == nil || t.trouble.Error() != err.Error()) {
+	switch {
+	case err != nil && (t.trouble == nil || t.trouble.Error() != err.Error()):
 		t.log.Warn("cannot follow the API; serving what is known", "resource", t.what, "err", err)
+	case err == nil && t.trouble != nil:
+		t.log.Info("following the API again", "resource", t.what)
 	}
 	t.trouble = err
 }
@@ -139,13 +173,7 @@ func (t *table[T]) change(f func(rows map[key]T)) {
 func (t *table[T]) replace(rows map[key]T) {
 	t.change(func(old map[key]T) {
 		clear(old)
-		for k, row := range rows {
-			old[k] = row
-		}
-		if t.trouble != nil {
-			t.log.Info("following the API again", "resource", t.what)
-		}
-		t.trouble = nil
+		maps.Copy(old, rows)
 		select {
 		case <-t.synced:
 		default:
