@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/store"
@@ -438,9 +439,7 @@ func TestNothingIsLeftAfterAnyHistory(t *testing.T) {
 }
 
 func TestTakenInterfaceNameIsRefusedBeforeAnythingIsMade(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("entering a network namespace needs root")
-	}
+	kerneltest.Need(t, kerneltest.NetNS)
 	ns, err := netns.Current()
 	if err != nil {
 		t.Fatal(err)

@@ -157,7 +157,7 @@ func (d *Daemon) logRequest(r wire.Request, start time.Time, err error) {
 	d.Log.Info("request served", attrs...)
 	var crash *attach.PanicError
 	if errors.As(err, &crash) {
-		d.Log.Error("a driver panicked; please report this", "panic", crash.Value, "stack", string(crash.Stack))
+		d.Log.Error("panic while serving a request; please report this", "panic", crash.Value, "stack", string(crash.Stack))
 	}
 }
 

@@ -128,5 +128,7 @@ func (r *recent) has(key string) bool {
 func (r *recent) forget(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.known[key] = false
+	if r.known[key] {
+		r.known[key] = false
+	}
 }
