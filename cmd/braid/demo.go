@@ -34,12 +34,12 @@ It runs in a checkout of the repository, with the programs from "make build".`,
 				return err
 			}
 			cfg.Name, cfg.Source, cfg.Progress = *name, root, cmd.ErrOrStderr()
-			l, err := lab.Up(cmd.Context(), cfg)
-			if err != nil {
+			archive := filepath.Join(root, "out", "braid-image.tar")
+			if err := writeImage(filepath.Join(root, "bin"), archive, image.Ref); err != nil {
 				return err
 			}
-			archive := filepath.Join(root, "out", "braid-image.tar")
-			if err := writeImage(filepath.Join(root, "bin"), archive); err != nil {
+			l, err := lab.Up(cmd.Context(), cfg)
+			if err != nil {
 				return err
 			}
 			d := demo.Demo{Cluster: l, Root: root, Out: cmd.OutOrStdout()}
@@ -73,11 +73,11 @@ func checkout() (string, error) {
 }
 
 // writeImage writes Braid's image, made of the programs in binDir.
-func writeImage(binDir, path string) error {
+func writeImage(binDir, path, ref string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return image.Write(path, image.Braid(binDir, image.Ref))
+	return image.Write(path, image.Braid(binDir, ref))
 }
 
 // imageCommand is `braid image`.
@@ -91,10 +91,7 @@ loaded with "ctr -n k8s.io images import FILE", "docker load -i FILE" or
 "podman load -i FILE".`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := os.MkdirAll(filepath.Dir(output), 0o755); err != nil {
-				return err
-			}
-			if err := image.Write(output, image.Braid(binDir, ref)); err != nil {
+			if err := writeImage(binDir, output, ref); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", output, ref)

@@ -91,9 +91,7 @@ func unspaced(s string) string { return strings.ReplaceAll(s, " ", "") }
 func (s *scenario) killed(t *testing.T) {
 	before := s.kubectl(t, "exec", "pod1a", "--", "ip", "address")
 	for _, node := range s.lab.Nodes() {
-		if _, err := s.lab.NodeRun(t.Context(), node, "pkill", "-KILL", "-x", "braidd"); err != nil {
-			t.Fatal(err)
-		}
+		s.killBraidd(t, node)
 	}
 	s.apply(t, late)
 	if after := s.kubectl(t, "exec", "pod1a", "--", "ip", "address"); after != before {
@@ -105,6 +103,14 @@ func (s *scenario) killed(t *testing.T) {
 	}
 	s.kubectl(t, "exec", "pod1a", "--", "arping", "-f", "-w", "20", "-I", "net1", "10.20.1.20")
 	s.kubectl(t, "-n", "braid-system", "rollout", "status", "daemonset/braidd", "--timeout=120s")
+}
+
+// killBraidd ends the daemon of a node, which is a process of the guest only.
+func (s *scenario) killBraidd(t *testing.T, node string) {
+	t.Helper()
+	if _, err := s.lab.NodeRun(t.Context(), node, "sh", "-c", "kill -KILL $(pidof braidd)"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 const late = `
@@ -126,9 +132,7 @@ spec:
 func (s *scenario) deleted(t *testing.T) {
 	s.kubectl(t, "delete", "pod", "late", "--wait=false")
 	for _, node := range s.lab.Nodes() {
-		if _, err := s.lab.NodeRun(t.Context(), node, "pkill", "-KILL", "-x", "braidd"); err != nil {
-			t.Fatal(err)
-		}
+		s.killBraidd(t, node)
 	}
 	if err := s.RemoveVLAN(t.Context()); err != nil {
 		t.Fatal(err)
