@@ -151,7 +151,7 @@ func Prefix(n net.IPNet) (netip.Prefix, error) {
 	addr, ok := netip.AddrFromSlice(n.IP)
 	ones, bits := n.Mask.Size()
 	addr = addr.Unmap()
-	if !ok || bits == 0 {
+	if !ok || bits < addr.BitLen() { // bits is 0 for a mask with holes
 		return netip.Prefix{}, fmt.Errorf("%q is no address with a prefix length", n.String())
 	}
 	// A 16-byte mask may go with an IPv4 address.

@@ -36,8 +36,13 @@ func (h *Handle) SetIsolated(index int, on bool) error {
 
 // SetVLANFiltering switches VLAN filtering of a bridge.
 func (h *Handle) SetVLANFiltering(index int, on bool) error {
+	l, err := h.LinkByIndex(index)
+	if err != nil {
+		return err
+	}
 	br := &netlink.Bridge{LinkAttrs: *at(index).Attrs()}
-	return failed(h.nl.BridgeSetVlanFiltering(br, on), "set vlan filtering of link %d", index)
+	br.Name = l.Name // the library insists
+	return failed(h.nl.BridgeSetVlanFiltering(br, on), "set vlan filtering of bridge %s", l.Name)
 }
 
 // VLANs is a range of VLAN ids, both ends included, that a bridge port or the

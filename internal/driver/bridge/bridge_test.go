@@ -67,6 +67,8 @@ var scenarios = []scenario{
 	{name: "vlan-gateway", keys: `"bridge":"braidbr0","vlan":2001,"isGateway":true`, ipam: oneIPv4, vlan: true},
 	{name: "vlan-trunk", keys: `"bridge":"braidbr0","vlanTrunk":[{"minID":100,"maxID":103},{"id":200}]`, vlan: true},
 	{name: "vlan-trunk-access", keys: `"bridge":"braidbr0","vlan":5,"vlanTrunk":[{"id":200},{"id":201}]`, vlan: true},
+	{name: "vlan-trunk-around-access", keys: `"bridge":"braidbr0","vlan":5,"vlanTrunk":[{"minID":4,"maxID":6}]`, vlan: true,
+		differs: "the reference plugin makes VLAN 5 tagged again, so that the port has no untagged VLAN"},
 	{name: "vlan-trunk-preserve", keys: `"bridge":"braidbr0","preserveDefaultVlan":true,"vlanTrunk":[{"id":200}]`, vlan: true},
 	{name: "vlan-trunk-empty", keys: `"bridge":"braidbr0","vlanTrunk":[]`, vlan: true},
 	{name: "vlan-uplink", keys: `"bridge":"vlanbr0","vlan":2001`, vlan: true, prepare: vlanbr0},
