@@ -82,6 +82,7 @@ func TestKernelArguments(t *testing.T) {
 	}
 	want := "/usr/bin/linux mem=300M root=/dev/root rootfstype=hostfs rootflags=/ rw init=/i uml_dir=./uml/ umid=guest " +
 		"con=null con0=null,fd:1 con1=null,fd:3 con2=null,fd:4 con3=null,fd:5 con4=fd:6,null ssl=null quiet " +
+		"initcall_blacklist=raid6_select_algo,calibrate_xor_blocks lpj=20000000 " +
 		"BRAID_BOOT=/run/x/boot.json vec0:transport=tap,ifname=braidtap0,depth=128,gro=1,mac=02:00:00:00:00:01"
 	if got := strings.Join(kernelArgs(c, "/run/x/boot.json"), " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
