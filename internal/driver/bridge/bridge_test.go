@@ -12,6 +12,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/driver/bridge"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/rtnl"
 )
@@ -184,6 +185,43 @@ func TestDetachWithoutNamespaceRemovesThePort(t *testing.T) {
 	if text := w.text(t); strings.Contains(text, "veth") {
 		t.Errorf("left:\n%s", text)
 	}
+}
+
+// Two attachments may by chance derive the same name for the node's end.
+func TestNameOfTheNodesEndThatIsTakenIsNotUsed(t *testing.T) {
+	w := newWorld(t)
+	s := w.spec(scenarios[0].conf())
+	first := w.attach(t, s).Interfaces[1].Name
+	try(t, w.d.Detach(t.Context(), s))
+	h := w.node(t)
+	must(h.AddVeth(rtnl.Veth{New: rtnl.New{Name: first}, Peer: rtnl.New{Name: "far"}}))(t)
+	s.Prev = w.attach(t, s)
+	if got := s.Prev.Interfaces[1].Name; got == first {
+		t.Errorf("name %s is that of another link", got)
+	}
+	try(t, w.d.Check(t.Context(), s))
+	try(t, w.d.Detach(t.Context(), s))
+	must(h.Link(first))(t)
+}
+
+// On a node the driver runs where the bridges are.
+func TestCurrentNamespaceIsTheNodeByDefault(t *testing.T) {
+	kerneltest.Need(t, kerneltest.NftBridge)
+	w := newWorld(t)
+	s := w.spec(scenario{keys: `"bridge":"braidbr0","isGateway":true,"macspoofchk":true`, ipam: dual}.conf())
+	try(t, w.host.Do(func() error {
+		d := bridge.New(bridge.Config{})
+		res, err := d.Attach(t.Context(), s)
+		if err != nil {
+			return err
+		}
+		s.Prev = res
+		return d.Check(t.Context(), s)
+	}))
+	if text := w.text(t); !strings.Contains(text, "master braidbr0") {
+		t.Errorf("node and container:\n%s", text)
+	}
+	try(t, w.d.Check(t.Context(), s))
 }
 
 func TestTakenInterfaceNameIsRefusedAndLeftAlone(t *testing.T) {

@@ -183,11 +183,15 @@ func TestNameOfANetworkAddsNoRule(t *testing.T) {
 	}
 }
 
-// needIPTables is for tests that need iptables in a new namespace. A machine that
-// has nftables must have the program too.
+// needIPTables is for tests that need iptables in a new namespace. A kernel
+// that has what one of its kinds stands on must have the program too.
 func needIPTables(t *testing.T, w *world) {
 	t.Helper()
-	kerneltest.Need(t, kerneltest.NftInet) // what tier net's iptables stands on
+	if inGuest() {
+		kerneltest.Need(t, kerneltest.IptablesLegacy)
+	} else {
+		kerneltest.Need(t, kerneltest.NftInet)
+	}
 	natRules(t, w)
 }
 

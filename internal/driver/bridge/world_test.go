@@ -101,7 +101,11 @@ type inNode struct{ ns *netns.NS }
 
 func (n inNode) Exec(ctx context.Context, p driver.Program) (out []byte, err error) {
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, p.Name, p.Args...)
+	name := p.Name
+	if inGuest() { // whose kernel serves only the old iptables
+		name = strings.Replace(name, "tables", "tables-legacy", 1)
+	}
+	cmd := exec.CommandContext(ctx, name, p.Args...)
 	cmd.Stdin, cmd.Stderr, cmd.Env = bytes.NewReader(p.Stdin), &stderr, append(os.Environ(), p.Env...)
 	err = n.ns.Do(func() error {
 		out, err = cmd.Output()
@@ -113,6 +117,8 @@ func (n inNode) Exec(ctx context.Context, p driver.Program) (out []byte, err err
 	}
 	return out, err
 }
+
+func inGuest() bool { return os.Getenv(kerneltest.EnvTier) == string(kerneltest.Guest) }
 
 // text describes the world as golden files have it.
 func (w *world) text(t testing.TB) string {
