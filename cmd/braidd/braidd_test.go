@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 }
 
 type node struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string
 	programs string
 	ns       *netns.NS
@@ -63,7 +63,7 @@ func (n *node) bridgeNetwork(more string) string {
 		"ipam":{"type":"host-local","dataDir":"` + n.path("addresses") + `","subnet":"10.77.0.0/24"}}` + more + `]}`
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	kerneltest.Need(t, kerneltest.NetNS, kerneltest.Veth, kerneltest.Bridge)
 	dir, err := programs()
@@ -415,4 +415,23 @@ func TestStatusTellsLiveFromReady(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "no default network") {
 		t.Errorf("status: %v: %s", err, out)
 	}
+}
+
+// BenchmarkAddDel is what a runtime waits for: the shim's whole life, with the
+// bridge driver and host-local addresses.
+func BenchmarkAddDel(b *testing.B) {
+	n := newNode(b)
+	n.write("conf/10-default.conflist", n.bridgeNetwork(""), 0o644)
+	n.start(true)
+	p := n.newPod("bench")
+	var add, del time.Duration
+	for b.Loop() {
+		start := time.Now()
+		p.ok("ADD")
+		middle := time.Now()
+		p.ok("DEL")
+		add, del = add+middle.Sub(start), del+time.Since(middle)
+	}
+	b.ReportMetric(float64(add.Microseconds())/float64(b.N)/1000, "ms/ADD")
+	b.ReportMetric(float64(del.Microseconds())/float64(b.N)/1000, "ms/DEL")
 }
