@@ -98,7 +98,13 @@ func (a *Attacher) replay(ctx context.Context, sb store.Sandbox, p plan.Plan, re
 		return nil, nil
 	}
 	if damaged == nil && sameRequest(records, sb, p) {
-		return stored(records)
+		done, err := stored(records)
+		if err != nil {
+			return nil, err
+		}
+		if there, err := allThere(reach.NS, done); there || err != nil {
+			return done, err
+		}
 	}
 	if _, err := a.Del(ctx, sb.ContainerID, sb.IfName, reach); err != nil {
 		return nil, fmt.Errorf("take down what an earlier ADD left: %w", err)
@@ -139,27 +145,60 @@ func intents(sb store.Sandbox, p plan.Plan) []store.Record {
 	return records
 }
 
+// allThere reports whether the interfaces of an earlier ADD still exist. The
+// kernel gives the number of a namespace that is gone to the next one, so the
+// same identity may be another, empty namespace.
+func allThere(ns *netns.NS, done []Attached) (bool, error) {
+	if ns == nil {
+		return true, nil
+	}
+	links, err := linksOf(ns)
+	if err != nil {
+		return false, err
+	}
+	for _, d := range done {
+		for _, link := range d.Result.Interfaces {
+			if _, ok := links[link.Name]; !ok && link.Sandbox != "" {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// linksOf lists the namespace's interfaces by name.
+func linksOf(ns *netns.NS) (map[string]net.Interface, error) {
+	var list []net.Interface
+	err := ns.Do(func() (err error) {
+		list, err = net.Interfaces()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the container's interfaces: %w", err)
+	}
+	links := map[string]net.Interface{}
+	for _, l := range list {
+		links[l.Name] = l
+	}
+	return links, nil
+}
+
 // namesAreFree refuses a plan whose interface names are taken before anything
 // is made: a plugin that finds out by itself is asked to DEL afterwards, and
-// might then remove somebody else's interface.
+// might then remove somebody else's interface. (A loopback is nobody's to take:
+// a network that is about lo is one.)
 func namesAreFree(ns *netns.NS, attachments []plan.Attachment) error {
 	if ns == nil {
 		return nil
 	}
-	var links []net.Interface
-	err := ns.Do(func() (err error) {
-		links, err = net.Interfaces()
-		return err
-	})
+	links, err := linksOf(ns)
 	if err != nil {
-		return fmt.Errorf("list the container's interfaces: %w", err)
+		return err
 	}
 	for _, at := range attachments {
-		for _, link := range links {
-			if link.Name == at.IfName && link.Flags&net.FlagLoopback == 0 {
-				return fmt.Errorf("attach %s (%s): %w", at.IfName, at.Network, refuse(types.ErrInvalidNetworkConfig,
-					"the container already has an interface of this name; ask for another one"))
-			}
+		if link, taken := links[at.IfName]; taken && link.Flags&net.FlagLoopback == 0 {
+			return fmt.Errorf("attach %s (%s): %w", at.IfName, at.Network, refuse(types.ErrInvalidNetworkConfig,
+				"the container already has an interface of this name; ask for another one"))
 		}
 	}
 	return nil

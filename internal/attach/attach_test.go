@@ -459,6 +459,27 @@ func TestTakenInterfaceNameIsRefusedBeforeAnythingIsMade(t *testing.T) {
 	}
 }
 
+func TestNamespaceThatTookOverANumberIsAttachedAnew(t *testing.T) {
+	kerneltest.Need(t, kerneltest.NetNS)
+	ns := kerneltest.NewNS(t)
+	id, err := ns.ID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, t.TempDir())
+	sb, p, reach := sandbox("c"), planOf(network("eth0", "one")), m.reach()
+	sb.NSID, reach.NS = id, ns
+	for range 2 { // the driver makes no real link: to the second ADD it is gone
+		m.takeLog()
+		if _, err := m.Add(t.Context(), sb, p, reach); err != nil {
+			t.Fatal(err)
+		}
+		if log := strings.Join(m.takeLog(), "\n"); !strings.Contains(log, "attach c/eth0/one") {
+			t.Errorf("ADD did %q", log)
+		}
+	}
+}
+
 // hostLink is the name of a link of this machine that is not a loopback.
 func hostLink(t *testing.T) string {
 	t.Helper()

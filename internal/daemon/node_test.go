@@ -361,7 +361,8 @@ func (k *kernel) Attach(ctx context.Context, s driver.Spec) (*current.Result, er
 	}
 	result := &current.Result{CNIVersion: "1.1.0"}
 	err := json.Unmarshal([]byte(`{"cniVersion":"1.1.0","ips":[{"address":"10.1.0.7/24","interface":0}]}`), result)
-	result.Interfaces = []*current.Interface{{Name: s.IfName, Sandbox: s.NetNSPath}}
+	// No Sandbox: the link is in no real namespace.
+	result.Interfaces = []*current.Interface{{Name: s.IfName}}
 	return result, err
 }
 
