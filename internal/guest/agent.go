@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,60 +27,85 @@ const (
 	stopLimit = 15 * time.Second
 )
 
-// dial connects to the agent. The connection is closed when ctx ends, at once
-// and with a reset, which reaches the guest even past unread data.
-func (g *Guest) dial(ctx context.Context) (conn *net.TCPConn, done func(), err error) {
+// call is a connection to the agent that ends with its context, and with the
+// guest: a kernel that is killed says nothing to its TCP peers.
+type call struct {
+	*net.TCPConn
+	ctx  context.Context // ends with the caller's, the guest, or done
+	done func()
+}
+
+// dial connects to the agent.
+func (g *Guest) dial(ctx context.Context) (*call, error) {
 	if !g.running() {
-		return nil, nil, ErrNotRunning
+		return nil, ErrNotRunning
 	}
-	err = inNS(g.state.NetNS, func() error {
-		c, err := new(net.Dialer).DialContext(ctx, "tcp", g.state.Agent.String())
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		if g.state.wait(ctx) == nil {
+			cancel(ErrNotRunning)
+		}
+	})
+	c := &call{ctx: ctx}
+	err := inNS(g.state.NetNS, func() error {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", g.state.Agent.String())
 		if err == nil {
-			conn = c.(*net.TCPConn)
+			c.TCPConn = conn.(*net.TCPConn)
 		}
 		return err
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("reach the agent: %w", err)
+		err = c.cause("reach the agent", err)
+		cancel(nil)
+		watch.Wait()
+		return nil, err
 	}
+	// A reset reaches the guest even past data that nobody reads.
 	stop := context.AfterFunc(ctx, func() {
-		conn.SetLinger(0)
-		conn.Close()
+		c.SetLinger(0)
+		c.Close()
 	})
-	return conn, func() { stop(); conn.Close() }, nil
+	c.done = func() {
+		stop()
+		cancel(nil)
+		c.Close()
+		watch.Wait()
+	}
+	return c, nil
+}
+
+// cause is the reason that the call's context ended, if it did, rather than
+// what that did to the connection.
+func (c *call) cause(what string, err error) error {
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // ask carries out one request: it sends in, if any, and returns the result.
 func (g *Guest) ask(ctx context.Context, q control.Request, in io.Reader, stdout, stderr io.Writer) (control.Result, error) {
-	conn, done, err := g.dial(ctx)
+	c, err := g.dial(ctx)
 	if err != nil {
 		return control.Result{}, err
 	}
-	defer done()
+	defer c.done()
 	q.Token = g.state.Token
-	if err := control.WriteJSON(conn, control.KindRequest, q); err != nil {
-		return control.Result{}, firstCause(ctx, err)
+	if err := control.WriteJSON(c, control.KindRequest, q); err != nil {
+		return control.Result{}, c.cause("agent", err)
 	}
 	// The input may block for good, in a terminal for example: nothing waits
 	// for its end, and the connection's end makes it useless.
-	go send(conn, in)
-	res, err := receive(conn, stdout, stderr)
+	go send(c, in)
+	res, err := receive(c, stdout, stderr)
 	if err != nil {
-		return control.Result{}, firstCause(ctx, err)
+		return control.Result{}, c.cause("agent", err)
 	}
 	if res.Err != "" {
 		return res, errors.New(res.Err)
 	}
 	return res, nil
-}
-
-// firstCause is the reason that ctx ended, if it did, rather than what that
-// did to the connection.
-func firstCause(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return fmt.Errorf("agent: %w", err)
 }
 
 func send(conn io.Writer, in io.Reader) {

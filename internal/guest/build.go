@@ -61,7 +61,8 @@ func BuildInit(ctx context.Context) (string, error) {
 	cmd.Dir = sourceDir()
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build guest init: %w: %s", err, bytes.TrimSpace(out))
+		return "", fmt.Errorf("build guest init (BRAID_GUEST_INIT names one that is built): %w: %s",
+			err, bytes.TrimSpace(out))
 	}
 	if err := publish(built, path); err != nil {
 		return "", fmt.Errorf("build guest init: %w", err)

@@ -173,6 +173,12 @@ func TestWaitingEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestMemoryThatTheHostLacksIsRefused(t *testing.T) {
+	if err := checkMemory(1 << 30); err == nil {
+		t.Error("a guest with 1 PiB of memory was accepted")
+	}
+}
+
 func FuzzParseStat(f *testing.F) {
 	own, err := os.ReadFile("/proc/self/stat")
 	if err != nil {

@@ -8,6 +8,10 @@
 // machine, and an agent that runs commands in it. Nothing needs KVM, an image
 // or a download.
 //
+// The guest's kernel does not learn what the host changes in its tree after the
+// guest has looked: hand new files over with WriteFile, a Share that is new to
+// the guest, or Cmd.Stdin.
+//
 // Everything a guest consists of lives in one pid namespace: when its first
 // process is gone, all of it is gone.
 package guest

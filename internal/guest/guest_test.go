@@ -580,6 +580,16 @@ func TestStopKillsAGuestThatHangs(t *testing.T) {
 	noneLeft(t, c.Dir)
 }
 
+func TestARunEndsWhenItsGuestIsKilled(t *testing.T) {
+	_, nsPath := bridgeNS(t)
+	g := start(t, config(t, nsPath, "doomed", "192.168.77.2/24"))
+	kill := writerFunc(func(p []byte) (int, error) { return len(p), unix.Kill(g.PID(), unix.SIGKILL) })
+	_, err := g.Run(t.Context(), guest.Cmd{Args: []string{"sh", "-c", "echo up; sleep 1000"}, Stdout: kill})
+	if !errors.Is(err, guest.ErrNotRunning) {
+		t.Errorf("run: %v, want ErrNotRunning", err)
+	}
+}
+
 func TestRunOnce(t *testing.T) {
 	kerneltest.Need(t, kerneltest.UML, kerneltest.NetNS)
 	once := func(t *testing.T, script string) (code int, stdout, stderr string, err error) {

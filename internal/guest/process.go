@@ -71,69 +71,79 @@ func (p process) running() bool {
 
 // pin opens a descriptor of the process, so that its id cannot come to mean
 // another one. The error is fs.ErrNotExist when it is gone.
-func (p process) pin() (fd int, err error) {
+func (p process) pin() (*os.File, error) {
 	if p.PID == 0 {
-		return -1, fs.ErrNotExist
+		return nil, fs.ErrNotExist
 	}
-	fd, err = unix.PidfdOpen(p.PID, 0)
+	fd, err := unix.PidfdOpen(p.PID, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
-		return -1, fs.ErrNotExist
+		return nil, fs.ErrNotExist
 	}
 	if err != nil {
-		return -1, fmt.Errorf("open process %d: %w", p.PID, err)
+		return nil, fmt.Errorf("open process %d: %w", p.PID, err)
 	}
+	f := os.NewFile(uintptr(fd), fmt.Sprintf("process %d", p.PID))
 	if !p.running() {
-		unix.Close(fd)
-		return -1, fs.ErrNotExist
+		f.Close()
+		return nil, fs.ErrNotExist
 	}
-	return fd, nil
+	return f, nil
 }
 
 // wait returns when the process is gone, with ctx's error when that ends first.
 func (p process) wait(ctx context.Context) error {
-	fd, err := p.pin()
+	f, err := p.pin()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	return waitFD(ctx, fd)
+	defer f.Close()
+	return waitGone(ctx, f)
 }
 
 // kill ends the process, which as the first of its pid namespace takes all of
 // the guest with it, and waits for that.
 func (p process) kill(ctx context.Context) error {
-	fd, err := p.pin()
+	f, err := p.pin()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	defer f.Close()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = conn.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	if err := errors.Join(err, sent); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill process %d: %w", p.PID, err)
 	}
-	return waitFD(ctx, fd)
+	return waitGone(ctx, f)
 }
 
-// waitFD waits until a process descriptor says that its process has ended.
-// poll(2) knows no context, so it waits in slices.
-func waitFD(ctx context.Context, fd int) error {
-	const slice = 100 * time.Millisecond
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(fds, int(slice.Milliseconds()))
-		if n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for process: %w", err)
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+// waitGone waits until a process descriptor becomes readable: its process has
+// ended then. Nothing can be read from it.
+func waitGone(ctx context.Context, pidfd *os.File) error {
+	conn, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
 	}
+	defer context.AfterFunc(ctx, func() { pidfd.SetReadDeadline(time.Now()) })()
+	err = conn.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 0)
+		return err == nil && n > 0
+	})
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("wait for %s: %w", pidfd.Name(), err)
 }

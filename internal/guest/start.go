@@ -114,6 +114,9 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 	if err != nil {
 		return c, err
 	}
+	if err := checkMemory(c.MemoryMiB); err != nil {
+		return c, err
+	}
 	if old, err := open(c.Dir); err == nil && old.running() {
 		return c, fmt.Errorf("%s belongs to guest %s, which runs as process %d", c.Dir, old.Name(), old.PID())
 	}
@@ -131,6 +134,23 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 		return c, err
 	}
 	return c, os.MkdirAll(filepath.Join(c.Dir, logName), 0o755)
+}
+
+// memoryDir is where user-mode-linux keeps the guest's memory, in a file
+// without a name.
+const memoryDir = "/dev/shm"
+
+// checkMemory refuses a guest that would be killed as soon as it uses the
+// memory that it was promised.
+func checkMemory(mib int) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(memoryDir, &st); err != nil {
+		return fmt.Errorf("memory in %s: %w", memoryDir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize >> 20; free < int64(mib) {
+		return fmt.Errorf("%d MiB of memory: only %d MiB are free in %s", mib, free, memoryDir)
+	}
+	return nil
 }
 
 // launched is the starter's view of a guest that boots.
@@ -228,8 +248,7 @@ func supervisor(c Config, t *terminals) (*exec.Cmd, error) {
 	args := append([]string{"supervise"}, kernelArgs(c, filepath.Join(c.Dir, bootName))...)
 	cmd := exec.Command(c.Init, args...)
 	cmd.Dir = c.Dir
-	// user-mode-linux keeps the guest's memory in a file in TMPDIR.
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/", "TMPDIR=/dev/shm"}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/", "TMPDIR=" + memoryDir}
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.ExtraFiles = []*os.File{nil, t.stdout, t.stderr, t.input}
 	cmd.SysProcAttr = attr
