@@ -11,6 +11,8 @@ GO_FILES = $(shell find cmd internal api -name '*.go' -not -name '*_test.go' 2>/
 # "braid lab up" names what is missing on its own too.
 DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptables=iptables \
 	/bin/busybox=busybox-static /sbin/modprobe=kmod /usr/sbin/conntrack=conntrack /sbin/bridge=iproute2
+# The race detector needs a C compiler.
+DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev
 
 .PHONY: help deps build lint test test-unit test-guest test-cluster bench demo demo-down clean
 
@@ -18,7 +20,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 deps: ## install the Debian packages that the lab and the tests need
-	@missing=$$(for p in $(DEBIAN); do [ -e "$${p%%=*}" ] || echo "$${p##*=}"; done); \
+	@missing=$$(for p in $(DEBIAN) $(DEBIAN_TEST); do [ -e "$${p%%=*}" ] || echo "$${p##*=}"; done); \
 	if [ -n "$$missing" ]; then \
 		echo "installing: $$(echo $$missing)"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
