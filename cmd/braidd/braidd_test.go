@@ -55,6 +55,8 @@ type node struct {
 	ns       *netns.NS
 	braidd   *exec.Cmd
 	log      *os.File
+	// pluginTimeout is the setting of that name.
+	pluginTimeout string
 }
 
 // bridgeNetwork is a default network as reference plugins have it.
@@ -70,7 +72,7 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: t.TempDir(), programs: dir, ns: kerneltest.NewNS(t)}
+	n := &node{t: t, dir: t.TempDir(), programs: dir, ns: kerneltest.NewNS(t), pluginTimeout: "300ms"}
 	for _, d := range []string{"conf", "bin", "addresses"} {
 		if err := os.Mkdir(n.path(d), 0o755); err != nil {
 			t.Fatal(err)
@@ -102,7 +104,7 @@ func (n *node) write(name, content string, mode os.FileMode) {
 // start starts braidd, and waits until it is ready when asked to.
 func (n *node) start(ready bool) {
 	n.t.Helper()
-	n.write("braidd.yaml", "pluginTimeout: 300ms\nrequestTimeout: 20s\n", 0o644)
+	n.write("braidd.yaml", "pluginTimeout: "+n.pluginTimeout+"\nrequestTimeout: 20s\n", 0o644)
 	n.braidd = exec.Command(filepath.Join(n.programs, "braidd"), "--no-cluster", "--run-dir="+n.path("run"),
 		"--state-dir="+n.path("state"), "--cni-conf-dir="+n.path("conf"), "--cni-bin-dir="+n.path("bin"), "--config="+n.path("braidd.yaml"))
 	n.braidd.Stdout, n.braidd.Stderr = n.log, n.log
@@ -168,6 +170,9 @@ func (p pod) cni(ctx context.Context, verb string) ([]byte, error) {
 	}
 	conf := list.Plugins[0]
 	conf["name"], conf["cniVersion"] = list.Name, "1.0.0"
+	if verb == "STATUS" || verb == "GC" {
+		conf["cniVersion"] = "1.1.0" // which brought them
+	}
 	stdin, err := json.Marshal(conf)
 	if err != nil {
 		return nil, err
@@ -311,9 +316,7 @@ func TestBadPluginsAreNamedAndLeaveNothing(t *testing.T) {
 			p.ok("DEL")
 			if pids, err := os.ReadFile(n.path("pids")); err == nil {
 				for _, pid := range strings.Fields(string(pids)) {
-					if _, err := os.Stat("/proc/" + pid); err == nil {
-						t.Errorf("process %s still runs", pid)
-					}
+					n.ended(pid)
 				}
 			}
 			n.kill()
@@ -324,6 +327,88 @@ func TestBadPluginsAreNamedAndLeaveNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestStatusOfTheDefaultNetworksOwnProgramIsPassedOn(t *testing.T) {
+	n := newNode(t)
+	n.write("bin/other", "#!/bin/sh\necho '{\"code\":51,\"msg\":\"no more colours\"}'\nexit 1\n", 0o755)
+	n.write("conf/10-default.conflist", `{"cniVersion":"1.1.0","name":"other","plugins":[{"type":"other"}]}`, 0o644)
+	n.start(true) // Braid itself is ready: the probe does not ask the program
+	out, err := n.newPod("c1").cni(t.Context(), "STATUS")
+	var said struct {
+		Code int
+		Msg  string
+	}
+	if err == nil || json.Unmarshal(out, &said) != nil || said.Code != 51 || !strings.Contains(said.Msg, "no more colours") {
+		t.Errorf("STATUS = %v", err)
+	}
+}
+
+// The runtime kills its plugin when its own time is over, and then asks for a
+// DEL. What the plugin had running on the host ends with it.
+func TestRuntimeThatGivesUpAndDeletes(t *testing.T) {
+	n := newNode(t)
+	n.write("bin/slow", "#!/bin/sh\ntest $CNI_COMMAND = DEL && exit\necho $$ >"+n.path("pid")+"\nexec sleep 1000\n", 0o755)
+	n.write("conf/10-default.conflist", n.bridgeNetwork(`,{"type":"slow"}`), 0o644)
+	n.pluginTimeout = "20s"
+	n.start(true)
+	warm := n.newPod("warm-up")
+	giveUp := func(p pod) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := p.cni(ctx, "ADD")
+			done <- err
+		}()
+		pid := n.pidOfPlugin()
+		cancel()
+		if err := <-done; err == nil {
+			t.Error("ADD succeeded")
+		}
+		p.ok("DEL")
+		n.ended(pid)
+	}
+	giveUp(warm)
+	before := n.world()
+	giveUp(n.newPod("c1"))
+	if after := n.world(); after != before {
+		t.Errorf("before ADD:\n%s\nafter DEL:\n%s", before, after)
+	}
+	n.kill()
+	if left := n.records(); len(left) > 0 {
+		t.Errorf("records: %+v", left)
+	}
+}
+
+// ended fails the test when the process is still there. The kernel kills it
+// when its shim dies and somebody else reaps it, neither of which can be waited
+// for; a process that is to be reaped has ended.
+func (n *node) ended(pid string) {
+	n.t.Helper()
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		stat, err := os.ReadFile("/proc/" + pid + "/stat")
+		_, state, _ := strings.Cut(string(stat), ") ")
+		if err != nil || strings.HasPrefix(state, "Z") {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.t.Errorf("process %s still runs: %s", pid, stat)
+			return
+		}
+	}
+}
+
+// pidOfPlugin waits until the plugin slow runs.
+func (n *node) pidOfPlugin() string {
+	n.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if text, err := os.ReadFile(n.path("pid")); err == nil && bytes.HasSuffix(text, []byte("\n")) {
+			os.Remove(n.path("pid"))
+			return strings.TrimSpace(string(text))
+		}
+	}
+	n.t.Fatal("the plugin was not run")
+	return ""
 }
 
 // TestKilledDaemonLosesNothing kills braidd at random moments of an ADD or a

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -51,6 +52,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Records:        records,
 		Networks:       networks,
 		Cluster:        clusterFor(cluster),
+		Installed:      func() error { return installed(f.confDir) },
 		Log:            log,
 		RequestTimeout: time.Duration(conf.RequestTimeout),
 		Parallel:       conf.Parallel,
@@ -77,6 +79,14 @@ func attacher(f flags, conf config, records *store.Store) *attach.Attacher {
 		PluginTimeout:  time.Duration(conf.PluginTimeout),
 		CleanupTimeout: time.Duration(conf.CleanupTimeout),
 	}
+}
+
+// installed reports whether the runtime finds Braid in its conf dir.
+func installed(confDir string) error {
+	if _, err := os.Stat(filepath.Join(confDir, confdir.OwnFile)); err != nil {
+		return fmt.Errorf("the runtime does not know Braid yet, its configuration could not be written: %w", err)
+	}
+	return nil
 }
 
 // parts are what runs.

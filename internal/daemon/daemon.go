@@ -58,7 +58,9 @@ type Config struct {
 	// Cluster is nil on a machine without Kubernetes, where every container
 	// gets the default network.
 	Cluster Cluster
-	Log     *slog.Logger
+	// Installed, if not nil, says why the runtime would not call Braid.
+	Installed func() error
+	Log       *slog.Logger
 	// RequestTimeout bounds each request. The default is 60 seconds.
 	RequestTimeout time.Duration
 	// Parallel bounds how many ADDs, and besides them how many DELs, are

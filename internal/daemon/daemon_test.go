@@ -162,6 +162,11 @@ func TestStatusFollowsTheCluster(t *testing.T) {
 	n.refused(n.ask(ask), 50, "not been read")
 }
 
+func TestNotReadyWhileTheRuntimeDoesNotKnowBraid(t *testing.T) {
+	n := newNode(t, func(c *Config) { c.Installed = func() error { return errors.New("00-braid.conflist is missing") } })
+	n.refused(n.ask(wire.Request{Command: "STATUS", Stdin: []byte(`{"cniVersion":"1.1.0"}`)}), 50, "00-braid.conflist")
+}
+
 func TestContainerWithoutPodGetsTheDefaultNetwork(t *testing.T) {
 	n := newNode(t, func(c *Config) { c.Cluster = nil })
 	n.ok("ADD", "c")

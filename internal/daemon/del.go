@@ -144,13 +144,17 @@ func (d *Daemon) status(ctx context.Context, r request) error {
 	if !ok {
 		return &codedError{types.ErrPluginNotAvailable, errNoDefault}
 	}
+	checks := []func() error{func() error { return d.Records.Healthy(ctx) }}
+	if d.Installed != nil {
+		checks = append(checks, d.Installed)
+	}
 	if d.Cluster != nil {
-		if err := d.Cluster.Synced(); err != nil {
+		checks = append(checks, d.Cluster.Synced)
+	}
+	for _, check := range checks {
+		if err := check(); err != nil {
 			return &codedError{types.ErrPluginNotAvailable, err}
 		}
-	}
-	if err := d.Records.Healthy(ctx); err != nil {
-		return &codedError{types.ErrPluginNotAvailable, err}
 	}
 	err := d.Attacher.Status(ctx, network, r.reach)
 	if code := codeOf(err); err != nil && code != types.ErrPluginNotAvailable && code != types.ErrLimitedConnectivity {
