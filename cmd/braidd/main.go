@@ -39,6 +39,7 @@ type flags struct {
 	binDir      string
 	procSysNet  string
 	hostLocal   string
+	hostDirs    string
 	configFile  string
 	logLevel    string
 	showVersion bool
@@ -77,6 +78,7 @@ func command() *cobra.Command {
 	c.Flags().StringVar(&f.binDir, "cni-bin-dir", "/opt/cni/bin", "`directories` of the host with plugins, separated by colons, searched after CNI_PATH")
 	c.Flags().StringVar(&f.procSysNet, "proc-sys-net", "", "`directory` where the host's /proc/sys/net can be written (default: /proc/sys/net)")
 	c.Flags().StringVar(&f.hostLocal, "host-local-dir", "", "`directory` of host-local addresses (default: the reference plugin's)")
+	c.Flags().StringVar(&f.hostDirs, "host-dirs", "", "`directories` of the host that are seen here at the same path, separated by colons; plugins that need others run on the host (default: all)")
 	c.Flags().StringVar(&f.configFile, "config", "", "`file` with settings in YAML")
 	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Flags().BoolVar(&f.showVersion, "version", false, "print the version")

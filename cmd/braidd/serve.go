@@ -72,13 +72,21 @@ func attacher(f flags, conf config, records *store.Store) *attach.Attacher {
 		},
 		IPAM: map[string]ipam.Plugin{
 			"static":     static.New(),
-			"host-local": hostlocal.New(hostlocal.Config{DataDir: f.hostLocal}),
+			"host-local": hostlocal.New(hostlocal.Config{DataDir: f.hostLocal, HostDirs: hostDirs(f.hostDirs)}),
 		},
 		Store:          records,
 		BinDirs:        filepath.SplitList(f.binDir),
 		PluginTimeout:  time.Duration(conf.PluginTimeout),
 		CleanupTimeout: time.Duration(conf.CleanupTimeout),
 	}
+}
+
+// hostDirs splits the list; nil stands for every directory.
+func hostDirs(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return filepath.SplitList(list)
 }
 
 // installed reports whether the runtime finds Braid in its conf dir.

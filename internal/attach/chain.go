@@ -80,7 +80,11 @@ func (c chain) delegate(p plan.Plugin, s driver.Spec) driver.IPAM {
 	if p.IPAM == "" {
 		return nil
 	}
-	if dialect, ok := c.attacher.IPAM[p.IPAM]; ok {
+	dialect, ok := c.attacher.IPAM[p.IPAM]
+	if limited, is := dialect.(ipam.Limited); is {
+		ok = limited.Serves(s.Conf)
+	}
+	if ok {
 		return bound{dialect, ipam.Request{ContainerID: s.ContainerID, IfName: s.IfName, Args: s.Args, Conf: s.Conf}}
 	}
 	return c.program(p.IPAM).Delegate(s)

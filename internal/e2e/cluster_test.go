@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +68,34 @@ func TestClusterCheckNamesWhatIsMissing(t *testing.T) {
 		t.Errorf("CHECK after net1 was removed: %v", err)
 	}
 	mustRun(t, p, "del")
+	h.nothingLeft(t, p)
+}
+
+// braidd in its container does not see every directory of the node. Addresses
+// that are recorded in another one are the reference plugin's to hand out.
+func TestClusterAddressesWhereBraiddCannotLook(t *testing.T) {
+	h := shared
+	elsewhere := t.TempDir()
+	h.network(t, "elsewhere", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"braidextra0",
+  "ipam":{"type":"host-local","dataDir":"`+elsewhere+`","subnet":"10.79.0.0/24"}}]}`)
+	p := h.newPod(t, "elsewhere")
+	ran := h.path("host-local-ran")
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("the host's host-local ran for addresses that braidd can reach")
+	}
+	mustRun(t, p, "add")
+	if _, err := os.Stat(ran); err != nil {
+		t.Error("the host's host-local did not run")
+	}
+	address := filepath.Join(elsewhere, "elsewhere", "10.79.0.2")
+	if _, err := os.Stat(address); err != nil {
+		t.Error(err)
+	}
+	mustRun(t, p, "check")
+	mustRun(t, p, "del")
+	if _, err := os.Stat(address); err == nil {
+		t.Errorf("%s is still reserved", address)
+	}
 	h.nothingLeft(t, p)
 }
 

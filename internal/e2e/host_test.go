@@ -97,6 +97,7 @@ func (h *host) furnish(ctx context.Context) error {
 		"bin/hangs":          "#!/bin/sh\nexec sleep 1000\n",
 		"bin/prints-rubbish": "#!/bin/sh\necho hello\n",
 		"bin/prints-nothing": "#!/bin/sh\n",
+		"bin/host-local":     "#!/bin/sh\ntouch " + h.path("host-local-ran") + "\nexec " + h.lab.Program("host-local") + "\n",
 		"braidd.yaml":        "pluginTimeout: 3s\n",
 		"conf/10-default.conflist": `{"cniVersion":"1.0.0","name":"default-net","plugins":[{"type":"bridge","bridge":"braidcni0",
 			"isDefaultGateway":true,"ipam":{"type":"host-local","dataDir":"` + h.path("addresses") + `","subnet":"10.76.0.0/24"}}]}`,
@@ -109,7 +110,7 @@ func (h *host) furnish(ctx context.Context) error {
 	if err := os.WriteFile(h.path("bin/not-executable"), []byte("#!/bin/sh\n"), 0o644); err != nil {
 		return err
 	}
-	for _, plugin := range []string{"macvlan", "host-local", "static"} {
+	for _, plugin := range []string{"macvlan", "static"} {
 		if err := os.Symlink(h.lab.Program(plugin), h.path("bin/"+plugin)); err != nil {
 			return err
 		}
@@ -142,7 +143,8 @@ func (h *host) start(ctx context.Context) error {
 	h.braidd = exec.Command(filepath.Join(h.root, "bin/braidd"),
 		"--node-name="+nodeName, "--kubeconfig="+h.lab.Kubeconfig(), "--config="+h.path("braidd.yaml"),
 		"--run-dir="+h.path("run"), "--state-dir="+h.path("state"),
-		"--cni-conf-dir="+h.path("conf"), "--cni-bin-dir="+h.path("bin"))
+		"--cni-conf-dir="+h.path("conf"), "--cni-bin-dir="+h.path("bin"),
+		"--host-dirs="+h.path("addresses"))
 	h.braidd.Stdout, h.braidd.Stderr = h.log, h.log
 	if err := h.ns.Do(h.braidd.Start); err != nil {
 		return err

@@ -34,3 +34,12 @@ type Plugin interface {
 	// Check reports an address of prevResult that is not reserved.
 	Check(ctx context.Context, r Request) error
 }
+
+// Limited is a Plugin that cannot serve every configuration of its type from
+// where it runs. The program of the same type, on the host, serves the others.
+// The answer depends on nothing but conf and how the daemon was started, so
+// that Add and Del of one attachment get the same.
+type Limited interface {
+	Plugin
+	Serves(conf []byte) bool
+}

@@ -1,6 +1,7 @@
 package hostlocal
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"path/filepath"
@@ -79,28 +80,57 @@ func parse(data []byte, cniArgs, dataDir string) (config, error) {
 // parseDir reads where the network's addresses are recorded, and nothing else:
 // Del must work whatever has become of the rest.
 func parseDir(data []byte, dataDir string) (string, error) {
+	name, files, err := parseFiles(data, dataDir)
+	if err != nil {
+		return "", err
+	}
+	if !filepath.IsAbs(files.DataDir) {
+		return "", request.BadConf("ipam.dataDir %q is not an absolute path", files.DataDir)
+	}
+	return filepath.Join(files.DataDir, name), nil
+}
+
+// parsePaths lists the files and directories of the node that serving the
+// configuration takes.
+func parsePaths(data []byte, dataDir string) ([]string, error) {
+	_, files, err := parseFiles(data, dataDir)
+	if err != nil {
+		return nil, err
+	}
+	var resolvConf string
+	if len(files.ResolvConf) > 0 {
+		if err := json.Unmarshal(files.ResolvConf, &resolvConf); err != nil {
+			return nil, request.BadConf("ipam.resolvConf: %v", err)
+		}
+	}
+	if resolvConf == "" {
+		return []string{files.DataDir}, nil
+	}
+	return []string{files.DataDir, resolvConf}, nil
+}
+
+// hostFiles are the keys of ipam that name files. A resolvConf of the wrong
+// type must not keep Del from its work.
+type hostFiles struct {
+	DataDir    string          `json:"dataDir"`
+	ResolvConf json.RawMessage `json:"resolvConf"`
+}
+
+func parseFiles(data []byte, dataDir string) (name string, files hostFiles, err error) {
 	var c struct {
 		Name string          `json:"name"`
 		IPAM json.RawMessage `json:"ipam"`
 	}
 	if err := request.Decode(data, &c); err != nil {
-		return "", err
-	}
-	var i struct {
-		DataDir string `json:"dataDir"`
+		return "", files, err
 	}
 	if len(c.IPAM) > 0 {
-		if err := json.Unmarshal(c.IPAM, &i); err != nil {
-			return "", request.BadConf("ipam.dataDir: %v", err)
+		if err := json.Unmarshal(c.IPAM, &files); err != nil {
+			return "", files, request.BadConf("ipam.dataDir: %v", err)
 		}
 	}
-	if i.DataDir != "" {
-		dataDir = i.DataDir
-	}
-	if !filepath.IsAbs(dataDir) {
-		return "", request.BadConf("ipam.dataDir %q is not an absolute path", dataDir)
-	}
-	return filepath.Join(dataDir, c.Name), nil
+	files.DataDir = cmp.Or(files.DataDir, dataDir)
+	return c.Name, files, nil
 }
 
 // askedAddrs collects the addresses that CNI_ARGS, args.cni.ips and

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -31,19 +32,16 @@ type Config struct {
 	// DataDir holds one directory per network, for configurations without
 	// ipam.dataDir. Empty means DefaultDataDir.
 	DataDir string
-	// ReadFile reads the file that ipam.resolvConf names, where the daemon
-	// does not see the node's files at their places. Nil means to read it at
-	// its path.
-	ReadFile func(path string) ([]byte, error)
+	// HostDirs are the directories of the node that the daemon sees, each at
+	// its own path; nil means all of them. Only configurations whose files lie
+	// below them are served.
+	HostDirs []string
 }
 
 // New returns the dialect host-local.
 func New(c Config) ipam.Plugin {
 	if c.DataDir == "" {
 		c.DataDir = DefaultDataDir
-	}
-	if c.ReadFile == nil {
-		c.ReadFile = readSmallFile
 	}
 	return newPlugin(c, disk{})
 }
@@ -56,6 +54,30 @@ type plugin struct {
 	Config
 	files    files
 	networks networks
+}
+
+// Serves reports whether the daemon sees the files that conf names. A
+// configuration that cannot be read is served: the call will say why it fails.
+func (p *plugin) Serves(conf []byte) bool {
+	if p.HostDirs == nil {
+		return true
+	}
+	paths, err := parsePaths(conf, p.DataDir)
+	if err != nil {
+		return true
+	}
+	for _, path := range paths {
+		if !slices.ContainsFunc(p.HostDirs, func(dir string) bool { return below(path, dir) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// below reports whether path is dir or lies under it.
+func below(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
 // Add gives the attachment one address of each range set. What the same
@@ -71,7 +93,7 @@ func (p *plugin) Add(ctx context.Context, r ipam.Request) (*current.Result, erro
 	}
 	res := &current.Result{CNIVersion: current.ImplementedSpecVersion, Routes: c.routes}
 	if c.resolvConf != "" {
-		data, err := p.ReadFile(c.resolvConf)
+		data, err := readSmallFile(c.resolvConf)
 		if err != nil {
 			return nil, fmt.Errorf("ipam.resolvConf: %w", err)
 		}
