@@ -11,11 +11,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"braid.dev/braid/cmd/braidd/native"
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/confdir"
 	"braid.dev/braid/internal/daemon"
-	"braid.dev/braid/internal/driver"
-	"braid.dev/braid/internal/driver/bridge"
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/ipam/hostlocal"
 	"braid.dev/braid/internal/ipam/static"
@@ -63,13 +62,12 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 	return run(ctx, f, conf, parts{daemon: d, networks: networks, cluster: cluster, log: log})
 }
 
-// attacher holds the tables of everything that works in process. A type that
-// is in neither is a program of the host.
+// attacher holds the tables of everything that works in process; that of the
+// drivers is in package native. A type that is in neither is a program of the
+// host.
 func attacher(f flags, conf config, records *store.Store) *attach.Attacher {
 	return &attach.Attacher{
-		Drivers: map[string]driver.Driver{
-			"bridge": bridge.New(bridge.Config{Sysctl: rtnl.Sysctl{Root: f.procSysNet}}),
-		},
+		Drivers: native.Drivers(native.Node{Sysctl: rtnl.Sysctl{Root: f.procSysNet}}),
 		IPAM: map[string]ipam.Plugin{
 			"static":     static.New(),
 			"host-local": hostlocal.New(hostlocal.Config{DataDir: f.hostLocal, HostDirs: hostDirs(f.hostDirs)}),
