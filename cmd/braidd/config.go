@@ -21,7 +21,14 @@ type config struct {
 	ShutdownGrace duration `json:"shutdownGrace"`
 	// Parallel bounds how many containers are worked on at once.
 	Parallel int `json:"parallel"`
+	// ConfDirNetworks is how many networks of the conf dir every pod gets, as
+	// eth0, eth1 and so on. 1 is the default network alone.
+	ConfDirNetworks int `json:"confDirNetworks"`
 }
+
+// maxConfDirNetworks is the most that confDirNetworks can ask for; a larger
+// number is a mistake.
+const maxConfDirNetworks = 16
 
 // duration is written as Go does, such as 30s.
 type duration time.Duration
@@ -41,11 +48,12 @@ func (d *duration) UnmarshalJSON(b []byte) error {
 
 func defaults() config {
 	return config{
-		RequestTimeout: duration(60 * time.Second),
-		PluginTimeout:  duration(30 * time.Second),
-		CleanupTimeout: duration(30 * time.Second),
-		ShutdownGrace:  duration(20 * time.Second),
-		Parallel:       16,
+		RequestTimeout:  duration(60 * time.Second),
+		PluginTimeout:   duration(30 * time.Second),
+		CleanupTimeout:  duration(30 * time.Second),
+		ShutdownGrace:   duration(20 * time.Second),
+		Parallel:        16,
+		ConfDirNetworks: 1,
 	}
 }
 
@@ -65,6 +73,12 @@ func readConfig(path string) (config, error) {
 	}
 	if c.Parallel <= 0 {
 		return c, fmt.Errorf("read settings %s: parallel is %d, it must be at least 1", path, c.Parallel)
+	}
+	if c.ConfDirNetworks <= 0 || c.ConfDirNetworks > maxConfDirNetworks {
+		return c, fmt.Errorf("read settings %s: confDirNetworks is %d, it must be 1 to %d", path, c.ConfDirNetworks, maxConfDirNetworks)
+	}
+	if c.ConfDirNetworks < 1 || c.ConfDirNetworks > maxConfDirNetworks {
+		return c, fmt.Errorf("read settings %s: confDirNetworks is %d, it must be 1 to %d", path, c.ConfDirNetworks, maxConfDirNetworks)
 	}
 	return c, nil
 }

@@ -20,10 +20,13 @@ func TestSettings(t *testing.T) {
 	if err != nil || time.Duration(c.PluginTimeout) != 3*time.Second || c.Parallel != 4 || c.RequestTimeout != defaults().RequestTimeout {
 		t.Errorf("%+v, %v", c, err)
 	}
+	if c, err := read("confDirNetworks: 2\n"); err != nil || c.ConfDirNetworks != 2 {
+		t.Errorf("%+v, %v", c, err)
+	}
 	if c, err := read(""); err != nil || c != defaults() {
 		t.Errorf("an empty file: %+v, %v", c, err)
 	}
-	for _, text := range []string{"pluginTimeuot: 3s", "pluginTimeout: 3", "pluginTimeout: -3s", "parallel: 0", "parallel: many", "- list", "{"} {
+	for _, text := range []string{"pluginTimeuot: 3s", "pluginTimeout: 3", "pluginTimeout: -3s", "parallel: 0", "parallel: many", "confDirNetworks: 0", "confDirNetworks: 1000", "- list", "{"} {
 		if c, err := read(text); err == nil || !strings.Contains(err.Error(), "braidd.yaml") {
 			t.Errorf("%q became %+v, %v", text, c, err)
 		}

@@ -47,14 +47,15 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		}
 	}
 	d := daemon.New(daemon.Config{
-		Attacher:       attacher(f, conf, records),
-		Records:        records,
-		Networks:       networks,
-		Cluster:        clusterFor(cluster),
-		Installed:      func() error { return installed(f.confDir) },
-		Log:            log,
-		RequestTimeout: time.Duration(conf.RequestTimeout),
-		Parallel:       conf.Parallel,
+		Attacher:        attacher(f, conf, records),
+		Records:         records,
+		Networks:        networks,
+		ConfDirNetworks: conf.ConfDirNetworks,
+		Cluster:         clusterFor(cluster),
+		Installed:       func() error { return installed(f.confDir) },
+		Log:             log,
+		RequestTimeout:  time.Duration(conf.RequestTimeout),
+		Parallel:        conf.Parallel,
 	})
 	if err := d.Recover(); err != nil {
 		return err

@@ -116,6 +116,20 @@ func (s State) version(file string) (Good, bool) {
 	return Good{}, false
 }
 
+// First are the default network and those behind it, in order, n at most.
+func (s State) First(n int) []plan.Network {
+	if s.Default == nil || n <= 0 {
+		return nil
+	}
+	list := []plan.Network{s.Default.Network}
+	for i, g := range s.Networks {
+		if i > 0 && len(list) < n { // the first of them is the default network
+			list = append(list, g.Network)
+		}
+	}
+	return list
+}
+
 // find looks a network up by its CNI name; lists go before single
 // configurations (NPWG specification 1.3, section 3.4).
 func (s State) find(name string) (plan.Network, bool) {

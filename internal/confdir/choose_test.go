@@ -136,3 +136,19 @@ func FuzzChoose(f *testing.F) {
 		}
 	})
 }
+
+func TestFirstNetworksInTheOrderOfARuntime(t *testing.T) {
+	s := confdir.Choose([]confdir.File{file("30-c.conflist", conf("c")), file("10-a.conflist", conf("a")), file("20-b.conf", conf("b"))}, confdir.State{})
+	for n, want := range map[int]string{-1: "", 0: "", 1: "a", 2: "a b", 3: "a b c", 9: "a b c"} {
+		var have []string
+		for _, network := range s.First(n) {
+			have = append(have, network.Name)
+		}
+		if strings.Join(have, " ") != want {
+			t.Errorf("the first %d are %v, want %s", n, have, want)
+		}
+	}
+	if gone := confdir.Choose(nil, s).First(2); len(gone) != 1 || gone[0].Name != "a" {
+		t.Errorf("of an empty directory: %+v", gone)
+	}
+}

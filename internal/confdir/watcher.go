@@ -102,6 +102,14 @@ func (w *Watcher) Default() (n plan.Network, file string, ok bool) {
 	return w.state.Default.Network, w.state.Default.File, true
 }
 
+// First returns the default network and those behind it, in the order in which
+// a runtime reads them, n at most.
+func (w *Watcher) First(n int) []plan.Network {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.First(n)
+}
+
 // OnDisk returns the network of the conf dir that has the given CNI name.
 func (w *Watcher) OnDisk(name string) (plan.Network, bool) {
 	w.mu.Lock()

@@ -76,15 +76,16 @@ func (d *Daemon) attach(ctx context.Context, r request, pod plan.Pod) ([]attach.
 }
 
 func (d *Daemon) plan(ctx context.Context, r request, pod plan.Pod) (plan.Plan, error) {
-	network, _, ok := d.Networks.Default()
-	if !ok {
+	networks := d.Networks.First(d.ConfDirNetworks)
+	if len(networks) == 0 {
 		return plan.Plan{}, errNoDefault
 	}
 	// Build asks no questions that wait; what its lookup could not find out
 	// makes its verdict void.
 	var unknown error
 	p, err := plan.Build(plan.Input{
-		Pod: pod, IfName: r.IfName, Default: network, RuntimeConfig: r.conf.RuntimeConfig,
+		Pod: pod, IfName: r.IfName, Default: networks[0], RuntimeConfig: r.conf.RuntimeConfig,
+		ConfDirNetworks: d.ConfDirNetworks, Beside: networks[1:],
 		Definition: func(namespace, name string) (plan.Definition, bool) {
 			if d.Cluster == nil {
 				return plan.Definition{}, false

@@ -23,8 +23,9 @@ import (
 
 // Networks are the networks of the conf dir.
 type Networks interface {
-	// Default is the default network and the file it comes from.
-	Default() (n plan.Network, file string, ok bool)
+	// First are the default network and those behind it, in order, n at most.
+	// It is empty as long as there is no default network.
+	First(n int) []plan.Network
 	OnDisk(name string) (plan.Network, bool)
 }
 
@@ -55,6 +56,9 @@ type Config struct {
 	Attacher *attach.Attacher
 	Records  Records
 	Networks Networks
+	// ConfDirNetworks is how many networks of the conf dir every pod gets. The
+	// default is 1, the default network alone.
+	ConfDirNetworks int
 	// Cluster is nil on a machine without Kubernetes, where every container
 	// gets the default network.
 	Cluster Cluster
@@ -85,6 +89,7 @@ func New(c Config) *Daemon {
 	if c.Parallel <= 0 {
 		c.Parallel = 16
 	}
+	c.ConfDirNetworks = max(c.ConfDirNetworks, 1)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

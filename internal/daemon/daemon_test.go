@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -426,9 +427,68 @@ func TestCheckFindsAMissingLink(t *testing.T) {
 	n.refused(n.do("CHECK", "never-seen"), 3)
 }
 
+// twoOfTheConfDir has every pod get the first two networks of the conf dir.
+func twoOfTheConfDir(t *testing.T, confs ...string) func(*Config) {
+	return func(c *Config) {
+		var list []plan.Network
+		for _, conf := range confs {
+			list = append(list, conflist(t, conf))
+		}
+		c.ConfDirNetworks, c.Networks = 2, networks{list}
+	}
+}
+
+const (
+	confFirst  = `{"cniVersion":"1.0.0","name":"first","plugins":[{"type":"fake"}]}`
+	confSecond = `{"cniVersion":"1.0.0","name":"second","plugins":[{"type":"fake2"}]}`
+	confThird  = `{"cniVersion":"1.0.0","name":"third","plugins":[{"type":"fake2"}]}`
+)
+
+func TestEveryPodGetsTheFirstNetworksOfTheConfDir(t *testing.T) {
+	n := newNode(t, twoOfTheConfDir(t, confFirst, confSecond, confThird))
+	n.define("vlan", `{"cniVersion":"1.0.0","type":"fake"}`)
+	n.pod("p", "vlan")
+	n.ok("ADD", "p")
+	if have := n.kernel.left(); !slices.Equal(have, []string{"p/eth0", "p/eth1", "p/net1"}) {
+		t.Errorf("links %v", have)
+	}
+	if status := n.cluster.statuses["default/p"]; !strings.Contains(status, `"second"`) {
+		t.Errorf("network-status %s", status)
+	}
+	n.ok("CHECK", "p")
+	// DEL works from the records, whatever the conf dir has now.
+	n.kill()
+	n.config.Networks = networks{[]plan.Network{conflist(t, confThird)}}
+	n.start()
+	n.ok("DEL", "p")
+	n.nothingLeft()
+}
+
+func TestPodWaitsUntilTheConfDirHasAllItsNetworks(t *testing.T) {
+	n := newNode(t, twoOfTheConfDir(t, confFirst))
+	n.pod("p", "")
+	n.refused(n.do("ADD", "p"), 11, "first 2 networks", "it has 1")
+	n.refused(n.ask(wire.Request{Command: "STATUS", Stdin: []byte(`{"cniVersion":"1.1.0"}`)}), 50, "first 2 networks", "it has 1")
+	n.nothingLeft()
+}
+
+func TestSecondNetworkOfTheConfDirFailsAndNothingIsLeft(t *testing.T) {
+	n := newNode(t, twoOfTheConfDir(t, confFirst, `{"cniVersion":"1.0.0","name":"second","plugins":[{"type":"crash"}]}`))
+	n.pod("p", "")
+	n.refused(n.do("ADD", "p"), 999, "eth1", "second")
+	n.nothingLeft()
+}
+
+func TestContainerFromBeforeBraidLosesAllNetworksOfTheConfDir(t *testing.T) {
+	n := newNode(t, twoOfTheConfDir(t, confFirst, confSecond))
+	n.set(func(_ *cluster, k *kernel) { k.links["old/eth0"], k.links["old/eth1"] = true, true })
+	n.ok("DEL", "old")
+	n.nothingLeft()
+}
+
 func TestRuntimeConfigReachesOnlyTheDefaultNetwork(t *testing.T) {
 	n := newNode(t, func(c *Config) {
-		c.Networks = networks{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake","capabilities":{"portMappings":true}}]}`), true}
+		c.Networks = networks{[]plan.Network{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake","capabilities":{"portMappings":true}}]}`)}}
 	})
 	n.define("vlan", `{"cniVersion":"1.0.0","type":"fake","capabilities":{"portMappings":true}}`)
 	n.pod("p", "vlan")

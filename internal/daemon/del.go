@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/types/create"
@@ -43,30 +44,32 @@ func (d *Daemon) logDeleted(r request, deleted attach.Deleted) {
 	}
 }
 
-// delUnrecorded serves a container that got its network before Braid came to
-// the node: the default network's plugins know what they made. For a container
-// that never was, they do nothing.
+// delUnrecorded serves a container that got its networks before Braid came to
+// the node: the plugins of the conf dir's networks know what they made. For a
+// container that never was, they do nothing.
 func (d *Daemon) delUnrecorded(ctx context.Context, r request) error {
-	network, _, ok := d.Networks.Default()
-	if !ok {
-		return nil
-	}
 	sb, err := r.sandbox()
 	if err != nil {
 		return err
 	}
-	rec := store.Record{Sandbox: sb, Attachment: plan.Attachment{
-		Network: network.Name, IfName: r.IfName, Default: true, Config: network, RuntimeConfig: r.conf.RuntimeConfig,
-	}}
-	if prev := resultOf(r.conf.PrevResult, create.CreateFromBytes); prev != nil {
-		if rec.Result, err = json.Marshal(prev); err != nil {
-			return err
+	var errs []error
+	for i, network := range slices.Backward(d.Networks.First(d.ConfDirNetworks)) {
+		rec := store.Record{Sandbox: sb, Attachment: plan.Attachment{
+			Network: network.Name, IfName: plan.ConfDirIfName(r.IfName, i), Default: i == 0, Config: network,
+		}}
+		if i == 0 {
+			rec.Attachment.RuntimeConfig = r.conf.RuntimeConfig
+			if prev := resultOf(r.conf.PrevResult, create.CreateFromBytes); prev != nil {
+				if rec.Result, err = json.Marshal(prev); err != nil {
+					return err
+				}
+			}
+		}
+		if err := d.Attacher.DelUnrecorded(ctx, rec, r.reach); err != nil {
+			errs = append(errs, fmt.Errorf("no record of this container; by today's network %s: %w", network.Name, err))
 		}
 	}
-	if err := d.Attacher.DelUnrecorded(ctx, rec, r.reach); err != nil {
-		return fmt.Errorf("no record of this container; by today's default network: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // check compares a container's networks with their records.
@@ -140,9 +143,13 @@ func (d *Daemon) collect(ctx context.Context, r request, sb store.Sandbox) error
 func (d *Daemon) status(ctx context.Context, r request) error {
 	ctx, cancel := context.WithTimeout(ctx, d.statusLimit)
 	defer cancel()
-	network, _, ok := d.Networks.Default()
-	if !ok {
+	networks := d.Networks.First(d.ConfDirNetworks)
+	if len(networks) == 0 {
 		return &codedError{types.ErrPluginNotAvailable, errNoDefault}
+	}
+	if len(networks) < d.ConfDirNetworks {
+		return types.NewError(types.ErrPluginNotAvailable,
+			fmt.Sprintf("every pod gets the first %d networks of the conf dir (confDirNetworks), and it has %d", d.ConfDirNetworks, len(networks)), "")
 	}
 	checks := []func() error{func() error { return d.Records.Healthy(ctx) }}
 	if d.Installed != nil {
@@ -156,7 +163,12 @@ func (d *Daemon) status(ctx context.Context, r request) error {
 			return &codedError{types.ErrPluginNotAvailable, err}
 		}
 	}
-	err := d.Attacher.Status(ctx, network, r.reach)
+	var err error
+	for _, network := range networks {
+		if err = d.Attacher.Status(ctx, network, r.reach); err != nil {
+			break
+		}
+	}
 	if code := codeOf(err); err != nil && code != types.ErrPluginNotAvailable && code != types.ErrLimitedConnectivity {
 		err = &codedError{types.ErrPluginNotAvailable, err}
 	}

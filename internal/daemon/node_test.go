@@ -68,7 +68,7 @@ func newNode(t *testing.T, change ...func(*Config)) *node {
 	}
 	n.config = Config{
 		Cluster:  n.cluster,
-		Networks: networks{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake"}]}`), true},
+		Networks: networks{[]plan.Network{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake"}]}`)}},
 		Log:      slog.New(slog.NewTextHandler(n.log, nil)),
 	}
 	for _, c := range change {
@@ -249,13 +249,10 @@ func conflist(t *testing.T, text string) plan.Network {
 	return network
 }
 
-type networks struct {
-	network plan.Network
-	known   bool
-}
+type networks struct{ list []plan.Network }
 
-func (n networks) Default() (plan.Network, string, bool) {
-	return n.network, "10-test.conflist", n.known
+func (n networks) First(limit int) []plan.Network {
+	return n.list[:min(limit, len(n.list))]
 }
 func (n networks) OnDisk(string) (plan.Network, bool) { return plan.Network{}, false }
 

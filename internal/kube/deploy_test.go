@@ -94,7 +94,7 @@ func TestDeployNamesEveryManifest(t *testing.T) {
 		}
 	}
 	slices.Sort(got)
-	want := []string{"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "DaemonSet", "Namespace",
+	want := []string{"ClusterRole", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition", "DaemonSet", "Namespace",
 		"ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 	if !slices.Equal(got, want) {
 		t.Errorf("deploy/ applies %v, want %v", got, want)
@@ -215,6 +215,10 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 	}
 	places := map[string]string{}
 	for _, v := range pod.Volumes {
+		if v.ConfigMap != nil && v.ConfigMap.Name == "braidd" {
+			places[v.Name] = "/etc/braid"
+			continue
+		}
 		if v.HostPath == nil {
 			t.Errorf("volume %s is not a directory of the host", v.Name)
 			continue

@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Plan is what one pod will get: its default network first, then the networks
-// it asked for, in the order it asked for them.
+// Plan is what one pod will get: its default network first, then the further
+// networks that every pod of the node gets, then those it asked for, in the
+// order it asked for them.
 type Plan struct {
 	Pod         Pod          `json:"pod"`
 	Attachments []Attachment `json:"attachments"`
@@ -29,11 +31,19 @@ func Build(in Input) (Plan, error) {
 		return Plan{}, err
 	}
 	p := Plan{Pod: in.Pod, Attachments: []Attachment{first}}
+	beside, err := besideAttachments(in)
+	if err != nil {
+		return Plan{}, err
+	}
+	p.Attachments = append(p.Attachments, beside...)
 	selections, err := ParseNetworks(in.Pod.Annotations[NetworksAnnotation])
 	if err != nil {
 		return Plan{}, invalid("annotation %s: %w", NetworksAnnotation, err)
 	}
 	taken := map[string]string{first.IfName: "the default network"}
+	for _, a := range beside {
+		taken[a.IfName] = "network " + a.Network + " of the conf dir"
+	}
 	for i, s := range selections {
 		place := i + 1
 		if s.Namespace == "" {
@@ -100,6 +110,39 @@ func defaultAttachment(in Input) (Attachment, error) {
 		return Attachment{}, about(a.Network, err)
 	}
 	return a, nil
+}
+
+// besideAttachments plans the networks of the conf dir that every pod gets
+// beside its default one: all of them or, while one is missing, none.
+func besideAttachments(in Input) ([]Attachment, error) {
+	more := in.ConfDirNetworks - 1
+	if more <= 0 {
+		return nil, nil
+	}
+	if have := len(in.Beside); have < more {
+		return nil, later("every pod gets the first %d networks of the conf dir (confDirNetworks), and it has %d", in.ConfDirNetworks, have+1)
+	}
+	var list []Attachment
+	for i, n := range in.Beside[:more] {
+		a := Attachment{Network: n.Name, IfName: ConfDirIfName(in.IfName, i+1), Config: n}
+		a.because("network %d of the conf dir, of which every pod gets the first %d (confDirNetworks)", i+2, in.ConfDirNetworks)
+		if _, err := interfaceName(a.IfName); err != nil {
+			return nil, about(a.Network, err)
+		}
+		list = append(list, a)
+	}
+	return list, nil
+}
+
+// ConfDirIfName is the interface of the i-th network of the conf dir, counted
+// from 0, when that of the default network is first: eth0, eth1, eth2.
+func ConfDirIfName(first string, i int) string {
+	if i == 0 {
+		return first
+	}
+	stem := strings.TrimRight(first, "0123456789")
+	number, _ := strconv.Atoi(first[len(stem):]) // 0 without a number
+	return stem + strconv.Itoa(number+i)
 }
 
 // configure finds the network that s selects and adds what s asks of it.

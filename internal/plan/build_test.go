@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -26,8 +27,9 @@ var update = flag.Bool("update", false, "write the plans of testdata/*.txtar ane
 
 // TestPlans plans every pod of each world in testdata and compares the plans,
 // as text, with those written there. A world holds manifests (*.yaml), the
-// default network (default.conflist), the conf dir (conf/*), and what the
-// runtime passes (runtime.json).
+// default network (default.conflist), the conf dir (conf/*), how many of its
+// networks every pod gets (conf-dir-networks), and what the runtime passes
+// (runtime.json).
 func TestPlans(t *testing.T) {
 	worlds, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(worlds) == 0 {
@@ -75,6 +77,7 @@ type manifest struct {
 func plans(t *testing.T, files []txtar.File) string {
 	t.Helper()
 	in := plan.Input{IfName: "eth0"}
+	var err error
 	definitions := map[string]plan.Definition{}
 	conf := map[string]plan.Network{}
 	var pods []plan.Pod
@@ -89,6 +92,11 @@ func plans(t *testing.T, files []txtar.File) string {
 		case strings.HasPrefix(f.Name, "conf/"):
 			n := network(t, f.Data, "")
 			conf[n.Name] = n
+			in.Beside = append(in.Beside, n)
+		case f.Name == "conf-dir-networks":
+			if in.ConfDirNetworks, err = strconv.Atoi(strings.TrimSpace(string(f.Data))); err != nil {
+				t.Fatal(err)
+			}
 		case strings.HasSuffix(f.Name, ".yaml"):
 			for _, doc := range strings.Split(string(f.Data), "\n---\n") {
 				var m manifest

@@ -84,6 +84,13 @@ type Input struct {
 	IfName string
 	// Default is the default network.
 	Default Network
+	// ConfDirNetworks is how many networks of the conf dir every pod gets: 0
+	// and 1 are the default network alone, 2 is it and the first of Beside, and
+	// so on, as a runtime does by its setting max_conf_num.
+	ConfDirNetworks int
+	// Beside are the networks of the conf dir behind the default network, in
+	// the order in which a runtime reads them.
+	Beside []Network
 	// RuntimeConfig is what the runtime passed for the default network. It
 	// reaches no other one (NPWG specification 1.3, section 7.5).
 	RuntimeConfig map[string]json.RawMessage
