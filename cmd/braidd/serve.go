@@ -15,9 +15,6 @@ import (
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/confdir"
 	"braid.dev/braid/internal/daemon"
-	"braid.dev/braid/internal/ipam"
-	"braid.dev/braid/internal/ipam/hostlocal"
-	"braid.dev/braid/internal/ipam/static"
 	"braid.dev/braid/internal/kube"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/rtnl"
@@ -63,16 +60,17 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 	return run(ctx, f, conf, parts{daemon: d, networks: networks, cluster: cluster, log: log})
 }
 
-// attacher holds the tables of everything that works in process; that of the
-// drivers is in package native. A type that is in neither is a program of the
-// host.
+// attacher does in process what package native has a driver or an address
+// delegate for. Every other type is a program of the host.
 func attacher(f flags, conf config, records *store.Store) *attach.Attacher {
+	node := native.Node{
+		Sysctl:    rtnl.Sysctl{Root: f.procSysNet},
+		HostLocal: f.hostLocal,
+		Dirs:      hostDirs(f.hostDirs),
+	}
 	return &attach.Attacher{
-		Drivers: native.Drivers(native.Node{Sysctl: rtnl.Sysctl{Root: f.procSysNet}}),
-		IPAM: map[string]ipam.Plugin{
-			"static":     static.New(),
-			"host-local": hostlocal.New(hostlocal.Config{DataDir: f.hostLocal, HostDirs: hostDirs(f.hostDirs)}),
-		},
+		Drivers:        native.Drivers(node),
+		IPAM:           native.IPAM(node),
 		Store:          records,
 		BinDirs:        filepath.SplitList(f.binDir),
 		PluginTimeout:  time.Duration(conf.PluginTimeout),

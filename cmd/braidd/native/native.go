@@ -1,14 +1,17 @@
-// Package native is the table of drivers: every plugin type that Braid builds
-// in process.
+// Package native holds the tables of what Braid does in process: the drivers
+// and the address delegates, by plugin type.
 //
-// It is a literal of its own, and not one in braidd's main package, so that
-// the differential test compares exactly what braidd serves with the reference
-// plugins. Nobody else imports it.
+// They are literals here, and not in braidd's main package, so that the
+// differential test compares exactly what braidd serves with the reference
+// plugins. Nobody else imports them.
 package native
 
 import (
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/driver/bridge"
+	"braid.dev/braid/internal/ipam"
+	"braid.dev/braid/internal/ipam/hostlocal"
+	"braid.dev/braid/internal/ipam/static"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/rtnl"
 )
@@ -19,6 +22,12 @@ type Node struct {
 	NS *netns.NS
 	// Sysctl is where the node's /proc/sys/net can be written.
 	Sysctl rtnl.Sysctl
+	// HostLocal is where host-local keeps addresses that no configuration says
+	// another place for. Empty is the reference plugin's.
+	HostLocal string
+	// Dirs are the directories of the node that are seen at the same path here;
+	// nil stands for all.
+	Dirs []string
 }
 
 // Drivers holds the driver of every type that has one. A type that is not in
@@ -26,5 +35,13 @@ type Node struct {
 func Drivers(n Node) map[string]driver.Driver {
 	return map[string]driver.Driver{
 		"bridge": bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+	}
+}
+
+// IPAM holds the address delegate of every type that has one.
+func IPAM(n Node) map[string]ipam.Plugin {
+	return map[string]ipam.Plugin{
+		"static":     static.New(),
+		"host-local": hostlocal.New(hostlocal.Config{DataDir: n.HostLocal, HostDirs: n.Dirs}),
 	}
 }
