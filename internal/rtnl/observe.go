@@ -95,7 +95,11 @@ func (o *observer) link(l Link) error {
 	if l.VLAN != 0 {
 		words = append(words, fmt.Sprintf("vlan %d", l.VLAN))
 	}
-	if l.Kind != "veth" && l.Parent != 0 {
+	switch {
+	case l.Kind == "veth" || l.Parent == 0:
+	case l.ParentNSID >= 0: // where indexes mean other links
+		words = append(words, "on elsewhere")
+	default:
 		words = append(words, "on "+o.name(l.Parent))
 	}
 	if l.Promisc {

@@ -78,6 +78,9 @@ func (a *attachment) checkPod() (rtnl.Link, error) {
 	if pod.Kind != "veth" {
 		return pod, fmt.Errorf("interface %s is of kind %s, not a veth", pod.Name, pod.Kind)
 	}
+	if a.MTU != 0 && a.MTU != pod.MTU {
+		return pod, fmt.Errorf("interface %s has mtu %d, not %d", pod.Name, pod.MTU, a.MTU)
+	}
 	if want := a.spec.Prev.Interfaces[i].Mac; want != "" && want != pod.MAC.String() {
 		return pod, fmt.Errorf("interface %s has mac %s, not %s", pod.Name, pod.MAC, want)
 	}
