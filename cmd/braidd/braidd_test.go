@@ -55,8 +55,8 @@ type node struct {
 	ns       *netns.NS
 	braidd   *exec.Cmd
 	log      *os.File
-	// pluginTimeout is the setting of that name.
-	pluginTimeout string
+	// pluginTimeout is the setting of that name, settings are more of them.
+	pluginTimeout, settings string
 }
 
 // bridgeNetwork is a default network as reference plugins have it.
@@ -104,24 +104,30 @@ func (n *node) write(name, content string, mode os.FileMode) {
 // start starts braidd, and waits until it is ready when asked to.
 func (n *node) start(ready bool) {
 	n.t.Helper()
-	n.write("braidd.yaml", "pluginTimeout: "+n.pluginTimeout+"\nrequestTimeout: 20s\n", 0o644)
+	n.write("braidd.yaml", "pluginTimeout: "+n.pluginTimeout+"\nrequestTimeout: 20s\n"+n.settings, 0o644)
 	n.braidd = exec.Command(filepath.Join(n.programs, "braidd"), "--no-cluster", "--run-dir="+n.path("run"),
 		"--state-dir="+n.path("state"), "--cni-conf-dir="+n.path("conf"), "--cni-bin-dir="+n.path("bin"), "--config="+n.path("braidd.yaml"))
 	n.braidd.Stdout, n.braidd.Stderr = n.log, n.log
 	if err := n.ns.Do(n.braidd.Start); err != nil {
 		n.t.Fatal(err)
 	}
-	if !ready {
-		return
+	if ready {
+		n.awaitStatus("")
 	}
-	// The program that a probe runs: it is also how long an installation waits.
+}
+
+// awaitStatus waits until braidd is ready or, when words are given, says them
+// as the reason why it is not. It runs the program that a probe runs: that is
+// also how long an installation waits.
+func (n *node) awaitStatus(words string) {
+	n.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		out, err := exec.Command(filepath.Join(n.programs, "braidd"), "status", "--run-dir="+n.path("run")).CombinedOutput()
-		if err == nil {
+		if (err == nil) == (words == "") && strings.Contains(string(out), words) {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.t.Fatalf("braidd is not ready: %s", out)
+			n.t.Fatalf("status %q is awaited: %v: %s", words, err, out)
 		}
 	}
 }
@@ -272,6 +278,78 @@ func TestContainerIsAttachedCheckedAndDetached(t *testing.T) {
 	}
 	if _, err := os.Stat(n.path("conf/00-braid.conflist")); err != nil {
 		t.Errorf("the configuration was taken along: %v", err)
+	}
+}
+
+// There is no program flannel on the node, nor one that it would run.
+func TestFlannelIsServedInProcess(t *testing.T) {
+	n := newNode(t)
+	n.write("subnet.env", "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true\n", 0o644)
+	n.write("conf/10-flannel.conflist", `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel","subnetFile":"`+n.path("subnet.env")+`",
+		"ipam":{"dataDir":"`+n.path("addresses")+`"},"delegate":{"bridge":"braidbr0","hairpinMode":true,"isDefaultGateway":true}}]}`, 0o644)
+	n.start(true)
+	warm := n.newPod("warm-up")
+	warm.ok("ADD")
+	warm.ok("DEL")
+	before := n.world()
+	p := n.newPod("c1")
+	p.ok("ADD")
+	inside, err := rtnl.Observe(p.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"mtu 1400", "10.244.7.3/24", "0.0.0.0/0 via 10.244.7.1", "10.244.0.0/16 via 10.244.7.1"} {
+		if !strings.Contains(inside, want) {
+			t.Errorf("no %q in the container:\n%s", want, inside)
+		}
+	}
+	p.ok("CHECK")
+	if err := os.Remove(n.path("subnet.env")); err != nil {
+		t.Fatal(err)
+	}
+	p.ok("DEL")
+	if after := n.world(); after != before {
+		t.Errorf("before ADD:\n%s\nafter DEL:\n%s", before, after)
+	}
+}
+
+func TestEveryContainerGetsTwoNetworksOfTheConfDir(t *testing.T) {
+	n := newNode(t)
+	n.settings = "confDirNetworks: 2\n"
+	n.write("conf/10-default.conflist", n.bridgeNetwork(""), 0o644)
+	n.start(false)
+	second := func(subnet string) string {
+		return `{"cniVersion":"1.0.0","name":"second","plugins":[{"type":"bridge","bridge":"braidbr1",
+			"ipam":{"type":"host-local","dataDir":"` + n.path("addresses") + `","subnet":"` + subnet + `"}}]}`
+	}
+	n.write("conf/.20-second.tmp", second("10.78.0.0/24"), 0o644)
+	n.awaitStatus("first 2 networks")
+	if err := os.Rename(n.path("conf/.20-second.tmp"), n.path("conf/20-second.conflist")); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitStatus("")
+	warm := n.newPod("warm-up")
+	warm.ok("ADD")
+	warm.ok("DEL")
+	before := n.world()
+	p := n.newPod("c1")
+	result := p.ok("ADD")
+	if !bytes.Contains(result, []byte("10.77.0.")) || bytes.Contains(result, []byte("10.78.0.")) {
+		t.Errorf("the runtime is told %s, not of eth0", result)
+	}
+	inside, err := rtnl.Observe(p.ns)
+	if err != nil || !strings.Contains(inside, "eth1") || !strings.Contains(inside, "10.78.0.") {
+		t.Errorf("%v, in the container:\n%s", err, inside)
+	}
+	p.ok("CHECK")
+	// The second one goes away: pods that have it lose it as they end.
+	if err := os.Remove(n.path("conf/20-second.conflist")); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitStatus("first 2 networks")
+	p.ok("DEL")
+	if after := n.world(); after != before {
+		t.Errorf("before ADD:\n%s\nafter DEL:\n%s", before, after)
 	}
 }
 

@@ -48,6 +48,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Records:         records,
 		Networks:        networks,
 		ConfDirNetworks: conf.ConfDirNetworks,
+		SubnetFile:      readSubnetFile,
 		Cluster:         clusterFor(cluster),
 		Installed:       func() error { return installed(f.confDir) },
 		Log:             log,
@@ -84,6 +85,22 @@ func hostDirs(list string) []string {
 		return nil
 	}
 	return filepath.SplitList(list)
+}
+
+// maxSubnetFile is the largest subnet file that is read, in bytes.
+const maxSubnetFile = 64 << 10
+
+// readSubnetFile reads a file that a network's configuration names, and so no
+// device or pipe.
+func readSubnetFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSubnetFile {
+		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, maxSubnetFile)
+	}
+	return os.ReadFile(path)
 }
 
 // installed reports whether the runtime finds Braid in its conf dir.

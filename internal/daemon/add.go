@@ -94,7 +94,8 @@ func (d *Daemon) plan(ctx context.Context, r request, pod plan.Pod) (plan.Plan, 
 			unknown = errors.Join(unknown, err)
 			return def, ok
 		},
-		OnDisk: d.Networks.OnDisk,
+		OnDisk:     d.Networks.OnDisk,
+		SubnetFile: d.SubnetFile,
 	})
 	if unknown != nil {
 		return plan.Plan{}, tryLater(unknown)

@@ -62,6 +62,9 @@ type Config struct {
 	// Cluster is nil on a machine without Kubernetes, where every container
 	// gets the default network.
 	Cluster Cluster
+	// SubnetFile reads the file that Flannel's agent writes for its plugin. Nil
+	// leaves that plugin to its program.
+	SubnetFile func(path string) ([]byte, error)
 	// Installed, if not nil, says why the runtime would not call Braid.
 	Installed func() error
 	Log       *slog.Logger

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -483,6 +485,37 @@ func TestContainerFromBeforeBraidLosesAllNetworksOfTheConfDir(t *testing.T) {
 	n := newNode(t, twoOfTheConfDir(t, confFirst, confSecond))
 	n.set(func(_ *cluster, k *kernel) { k.links["old/eth0"], k.links["old/eth1"] = true, true })
 	n.ok("DEL", "old")
+	n.nothingLeft()
+}
+
+func TestFlannelIsWaitedForAndRemovedWithoutItsSubnetFile(t *testing.T) {
+	var mu sync.Mutex
+	text, err := "", error(fs.ErrNotExist)
+	set := func(t string, e error) {
+		mu.Lock()
+		defer mu.Unlock()
+		text, err = t, e
+	}
+	n := newNode(t, func(c *Config) {
+		c.Networks = networks{[]plan.Network{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel","delegate":{"type":"fake"}}]}`)}}
+		c.SubnetFile = func(string) ([]byte, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return []byte(text), err
+		}
+	})
+	status := wire.Request{Command: "STATUS", Stdin: []byte(`{"cniVersion":"1.1.0"}`)}
+	n.pod("p", "")
+	n.refused(n.do("ADD", "p"), 11, "/run/flannel/subnet.env", "cbr0")
+	n.refused(n.ask(status), 50, "/run/flannel/subnet.env")
+	set("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", nil)
+	if reply := n.ask(status); reply.Error != nil {
+		t.Error(reply.Error)
+	}
+	n.ok("ADD", "p") // there is no program flannel here
+	set("", fs.ErrNotExist)
+	n.ok("CHECK", "p")
+	n.ok("DEL", "p")
 	n.nothingLeft()
 }
 

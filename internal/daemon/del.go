@@ -143,13 +143,11 @@ func (d *Daemon) collect(ctx context.Context, r request, sb store.Sandbox) error
 func (d *Daemon) status(ctx context.Context, r request) error {
 	ctx, cancel := context.WithTimeout(ctx, d.statusLimit)
 	defer cancel()
-	networks := d.Networks.First(d.ConfDirNetworks)
-	if len(networks) == 0 {
-		return &codedError{types.ErrPluginNotAvailable, errNoDefault}
-	}
-	if len(networks) < d.ConfDirNetworks {
-		return types.NewError(types.ErrPluginNotAvailable,
-			fmt.Sprintf("every pod gets the first %d networks of the conf dir (confDirNetworks), and it has %d", d.ConfDirNetworks, len(networks)), "")
+	// What a container that asks for nothing would get.
+	r.IfName = "eth0"
+	p, err := d.plan(ctx, r, plan.Pod{})
+	if err != nil {
+		return &codedError{types.ErrPluginNotAvailable, err}
 	}
 	checks := []func() error{func() error { return d.Records.Healthy(ctx) }}
 	if d.Installed != nil {
@@ -163,14 +161,14 @@ func (d *Daemon) status(ctx context.Context, r request) error {
 			return &codedError{types.ErrPluginNotAvailable, err}
 		}
 	}
-	var err error
-	for _, network := range networks {
-		if err = d.Attacher.Status(ctx, network, r.reach); err != nil {
-			break
+	for _, a := range p.Attachments {
+		err := d.Attacher.Status(ctx, a.Config, r.reach)
+		if code := codeOf(err); err != nil && code != types.ErrPluginNotAvailable && code != types.ErrLimitedConnectivity {
+			err = &codedError{types.ErrPluginNotAvailable, err}
+		}
+		if err != nil {
+			return err
 		}
 	}
-	if code := codeOf(err); err != nil && code != types.ErrPluginNotAvailable && code != types.ErrLimitedConnectivity {
-		err = &codedError{types.ErrPluginNotAvailable, err}
-	}
-	return err
+	return nil
 }

@@ -212,6 +212,7 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 		"/var/lib/braid":        "/var/lib/braid",
 		"/var/lib/cni/networks": "/var/lib/cni/networks",
 		"/proc/sys/net":         "/host/proc/sys/net",
+		"/run/flannel":          "/run/flannel",
 	}
 	places := map[string]string{}
 	for _, v := range pod.Volumes {

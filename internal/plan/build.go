@@ -88,6 +88,9 @@ func defaultAttachment(in Input) (Attachment, error) {
 			return Attachment{}, later("there is no default network yet")
 		}
 		a.because("default network of the node")
+		if err := a.expand(in); err != nil {
+			return Attachment{}, about(a.Network, err)
+		}
 		return a, nil
 	}
 	selections, err := ParseNetworks(annotation)
@@ -126,7 +129,11 @@ func besideAttachments(in Input) ([]Attachment, error) {
 	for i, n := range in.Beside[:more] {
 		a := Attachment{Network: n.Name, IfName: ConfDirIfName(in.IfName, i+1), Config: n}
 		a.because("network %d of the conf dir, of which every pod gets the first %d (confDirNetworks)", i+2, in.ConfDirNetworks)
-		if _, err := interfaceName(a.IfName); err != nil {
+		_, err := interfaceName(a.IfName)
+		if err == nil {
+			err = a.expand(in)
+		}
+		if err != nil {
 			return nil, about(a.Network, err)
 		}
 		list = append(list, a)
@@ -148,6 +155,9 @@ func ConfDirIfName(first string, i int) string {
 // configure finds the network that s selects and adds what s asks of it.
 func (a *Attachment) configure(in Input, s Selection) (err error) {
 	if a.Config, err = a.find(in, s); err != nil {
+		return err
+	}
+	if err := a.expand(in); err != nil {
 		return err
 	}
 	return a.ask(s)
@@ -357,6 +367,11 @@ func objectAt(object json.RawMessage, key string) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
+	return objectIn(ms, key)
+}
+
+// objectIn is objectAt for an object that is split already.
+func objectIn(ms []member, key string) (json.RawMessage, error) {
 	value, _ := lookup(ms, key)
 	if isNull(value) {
 		return json.RawMessage(`{}`), nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -28,8 +29,9 @@ var update = flag.Bool("update", false, "write the plans of testdata/*.txtar ane
 // TestPlans plans every pod of each world in testdata and compares the plans,
 // as text, with those written there. A world holds manifests (*.yaml), the
 // default network (default.conflist), the conf dir (conf/*), how many of its
-// networks every pod gets (conf-dir-networks), and what the runtime passes
-// (runtime.json).
+// networks every pod gets (conf-dir-networks), what the runtime passes
+// (runtime.json), and files of the node
+// that can be read (root/*).
 func TestPlans(t *testing.T) {
 	worlds, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(worlds) == 0 {
@@ -81,6 +83,7 @@ func plans(t *testing.T, files []txtar.File) string {
 	definitions := map[string]plan.Definition{}
 	conf := map[string]plan.Network{}
 	var pods []plan.Pod
+	read := map[string][]byte{}
 	for _, f := range files {
 		switch {
 		case f.Name == "default.conflist":
@@ -88,6 +91,14 @@ func plans(t *testing.T, files []txtar.File) string {
 		case f.Name == "runtime.json":
 			if err := json.Unmarshal(f.Data, &in.RuntimeConfig); err != nil {
 				t.Fatal(err)
+			}
+		case strings.HasPrefix(f.Name, "root/"):
+			read[strings.TrimPrefix(f.Name, "root")] = f.Data
+			in.SubnetFile = func(path string) ([]byte, error) {
+				if data, ok := read[path]; ok {
+					return data, nil
+				}
+				return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 			}
 		case strings.HasPrefix(f.Name, "conf/"):
 			n := network(t, f.Data, "")

@@ -99,4 +99,8 @@ type Input struct {
 	// OnDisk looks a network of the conf dir up by its CNI name, for
 	// definitions without a configuration of their own.
 	OnDisk func(name string) (Network, bool)
+	// SubnetFile reads the file that Flannel's agent writes. Nil leaves
+	// plugins of type flannel as they are, which is for a preview that is not
+	// on the node.
+	SubnetFile func(path string) ([]byte, error)
 }
