@@ -9,6 +9,10 @@ package native
 import (
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/driver/bridge"
+	"braid.dev/braid/internal/driver/dummy"
+	"braid.dev/braid/internal/driver/loopback"
+	"braid.dev/braid/internal/driver/macvlan"
+	"braid.dev/braid/internal/driver/tap"
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/ipam/hostlocal"
 	"braid.dev/braid/internal/ipam/static"
@@ -34,7 +38,11 @@ type Node struct {
 // it is a program of the host.
 func Drivers(n Node) map[string]driver.Driver {
 	return map[string]driver.Driver{
-		"bridge": bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"bridge":   bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"macvlan":  macvlan.New(macvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"dummy":    dummy.New(dummy.Config{Sysctl: n.Sysctl}),
+		"loopback": loopback.New(),
+		"tap":      tap.New(tap.Config{Sysctl: n.Sysctl}),
 	}
 }
 
