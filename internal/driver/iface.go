@@ -29,8 +29,11 @@ type Interface struct {
 	Name string
 	// DAD makes the kernel look for duplicates of the IPv6 addresses before
 	// they are used; Configure then waits for the outcome.
-	DAD    bool
-	Sysctl rtnl.Sysctl
+	DAD bool
+	// KernelDAD leaves that as the kernel has it set, in the place of DAD.
+	// Configure waits for the outcome there too.
+	KernelDAD bool
+	Sysctl    rtnl.Sysctl
 }
 
 // Configure gives the link the addresses and routes of res that belong to it,
@@ -169,10 +172,13 @@ func (i Interface) prepare(want carried) error {
 	if err := i.Sysctl.Set(i.NS, rtnl.Setting{Path: v4 + "/arp_notify", Value: "1"}); err != nil {
 		return err
 	}
-	dad := map[bool]string{true: "1", false: "0"}[i.DAD]
-	settings := []rtnl.Setting{{Path: v6 + "/accept_dad", Value: dad}}
-	if i.DAD {
-		settings = append(settings, rtnl.Setting{Path: v6 + "/enhanced_dad", Value: "1"})
+	var settings []rtnl.Setting
+	switch {
+	case i.KernelDAD:
+	case i.DAD:
+		settings = append(settings, rtnl.Setting{Path: v6 + "/accept_dad", Value: "1"}, rtnl.Setting{Path: v6 + "/enhanced_dad", Value: "1"})
+	default:
+		settings = append(settings, rtnl.Setting{Path: v6 + "/accept_dad", Value: "0"})
 	}
 	settings = append(settings, rtnl.Setting{Path: v6 + "/ndisc_notify", Value: "1"})
 	if want.ipv6() {
@@ -312,6 +318,12 @@ func RequestedMAC(conf []byte, args string) (net.HardwareAddr, error) {
 	if text == "" {
 		return nil, nil
 	}
+	return ParseMAC(text)
+}
+
+// ParseMAC reads the address that a single interface is to have. Any other is
+// an invalid configuration.
+func ParseMAC(text string) (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(text)
 	if err != nil || len(mac) != 6 {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("mac %q is not six bytes such as 02:00:00:00:00:01", text), "")

@@ -1,0 +1,487 @@
+package driver
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/utils"
+
+	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/rtnl"
+)
+
+// undoTimeout bounds the clean-up of an Attach that did not succeed, which
+// goes on when the request's own time is over.
+const undoTimeout = 10 * time.Second
+
+// Stacked is the driver of a type that gives the container one link on top of
+// another one, its parent. Macvlan, ipvlan and vlan are that, and differ in
+// what Parse reads from a configuration.
+//
+// The link is made in the container's namespace under a name of its own,
+// marked with the alias `braid CONTAINERID/IFNAME`, and only then given the
+// interface name: so whatever a killed Attach left is found, by the one or by
+// the other, and no other link is ever taken for it.
+type Stacked struct {
+	// Kind is the kernel's name for the type of link.
+	Kind string
+	// HostNS is the node's namespace. Nil is the current one.
+	HostNS *netns.NS
+	// Sysctl is where the node's /proc/sys/net can be written.
+	Sysctl rtnl.Sysctl
+	// Parse decides what a configuration asks for. Its errors are CNI errors.
+	Parse func(Spec) (Stack, error)
+}
+
+// Stack is what one attachment asks for.
+type Stack struct {
+	// Link is the new link. The driver fills in the rest of it.
+	Link rtnl.Stacked
+	// Parent is the name of the link below. Empty means the link of the default
+	// route.
+	Parent string
+	// InContainer looks for the parent in the container, not on the node.
+	InContainer bool
+	// WithinParentMTU refuses an MTU that is greater than the parent's.
+	WithinParentMTU bool
+	// IPAM is the type of the address delegate, empty for none.
+	IPAM string
+	// Given is used in the place of a delegate's answer, when there is none.
+	Given *current.Result
+	DNS   types.DNS
+}
+
+// StackConf is the part of the configuration that all stacked types have.
+type StackConf struct {
+	IPAM struct {
+		Type string `json:"type"`
+	} `json:"ipam"`
+	DNS         types.DNS `json:"dns"`
+	Name        string    `json:"name"`
+	Master      string    `json:"master"`
+	MTU         int       `json:"mtu"`
+	InContainer bool      `json:"linkInContainer"`
+}
+
+// ParseStack reads the configuration into conf, a pointer to a struct that
+// embeds base, checks what all stacked types have, and returns what that says.
+func ParseStack(s Spec, conf any, base *StackConf) (Stack, error) {
+	if err := json.Unmarshal(s.Conf, conf); err != nil {
+		return Stack{}, types.NewError(types.ErrDecodingFailure, "read configuration", err.Error())
+	}
+	if err := utils.ValidateInterfaceName(s.IfName); err != nil {
+		return Stack{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("interface name %q: %s", s.IfName, err.Msg), err.Details)
+	}
+	if base.MTU < 0 {
+		return Stack{}, Invalid("mtu %d is negative", base.MTU)
+	}
+	if base.Master != "" && utils.ValidateInterfaceName(base.Master) != nil {
+		return Stack{}, Invalid("master %q is no name of a link", base.Master)
+	}
+	return Stack{
+		Link:        rtnl.Stacked{New: rtnl.New{MTU: base.MTU}},
+		Parent:      base.Master,
+		InContainer: base.InContainer,
+		IPAM:        base.IPAM.Type,
+		DNS:         base.DNS,
+	}, nil
+}
+
+// Invalid is the error for a configuration that cannot be meant.
+func Invalid(format string, args ...any) error {
+	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(format, args...), "")
+}
+
+// Attach implements Driver.
+func (d *Stacked) Attach(ctx context.Context, s Spec) (*current.Result, error) {
+	want, err := d.Parse(s)
+	if err != nil {
+		return nil, err
+	}
+	if s.NetNS == nil {
+		return nil, types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
+	}
+	chain := s
+	chain.Prev = nil // what others made before is not this attachment's
+	a, err := d.open(want, chain)
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	if err := a.claimName(); err != nil {
+		return nil, err
+	}
+	res, err := a.build(ctx)
+	if err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return nil, errors.Join(err, a.remove(ctx))
+	}
+	return res, nil
+}
+
+// Detach implements Driver.
+func (d *Stacked) Detach(ctx context.Context, s Spec) error {
+	want, err := d.Parse(s)
+	if err != nil {
+		// Attach refused this before it made anything. What another program made
+		// of it is found without it.
+		want = Stack{}
+	}
+	a, err := d.open(want, s)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	return a.remove(ctx)
+}
+
+// Check implements Driver.
+func (d *Stacked) Check(ctx context.Context, s Spec) error {
+	want, err := d.Parse(s)
+	if err != nil {
+		return err
+	}
+	if s.NetNS == nil {
+		return types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
+	}
+	if s.Prev == nil {
+		return Invalid("there is no result to compare with")
+	}
+	a, err := d.open(want, s)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	return a.check(ctx)
+}
+
+// stacking is one attachment with what is open while it is worked on.
+type stacking struct {
+	*Stacked
+	Stack
+	spec Spec
+	host *rtnl.Handle
+	pod  *rtnl.Handle // nil when the namespace is gone
+}
+
+func (d *Stacked) open(want Stack, s Spec) (*stacking, error) {
+	if want.IPAM != "" && s.IPAM == nil {
+		return nil, types.NewError(types.ErrInternal, fmt.Sprintf("no address delegate for ipam type %q", want.IPAM), "")
+	}
+	a := &stacking{Stacked: d, Stack: want, spec: s}
+	var err error
+	if a.host, err = rtnl.Open(d.HostNS); err != nil {
+		return nil, err
+	}
+	if s.NetNS != nil {
+		if a.pod, err = rtnl.Open(s.NetNS); err != nil {
+			a.host.Close()
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (a *stacking) close() {
+	a.host.Close()
+	if a.pod != nil {
+		a.pod.Close()
+	}
+}
+
+// claimName makes sure that the interface name is free in the container. What
+// an interrupted Attach of this attachment left is removed; every other link
+// of that name stays as it is, and is the reason to refuse.
+func (a *stacking) claimName() error {
+	if err := a.removeLink(); err != nil {
+		return err
+	}
+	l, err := a.pod.Link(a.spec.IfName)
+	if errors.Is(err, rtnl.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return types.NewError(types.ErrInvalidEnvironmentVariables,
+		fmt.Sprintf("interface name %s is taken in the container by a link of kind %s", a.spec.IfName, l.Kind),
+		"choose another name for this attachment")
+}
+
+// build makes the attachment. What it made before an error is for remove.
+func (a *stacking) build(ctx context.Context) (*current.Result, error) {
+	parent, err := a.parent()
+	if err != nil {
+		return nil, err
+	}
+	l, err := a.addLink(parent)
+	if err != nil {
+		return nil, err
+	}
+	res := &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{{Name: a.spec.IfName, Mac: l.MAC.String(), Sandbox: a.spec.NetNSPath}},
+		DNS:        a.DNS,
+	}
+	if a.IPAM == "" && a.Given == nil {
+		return res, a.pod.SetUp(l.Index)
+	}
+	if err := a.addresses(ctx, res); err != nil {
+		return nil, err
+	}
+	return res, a.iface().Configure(ctx, res)
+}
+
+func (a *stacking) addresses(ctx context.Context, res *current.Result) error {
+	got := a.Given
+	if a.IPAM != "" {
+		var err error
+		if got, err = a.spec.IPAM.Add(ctx); err != nil {
+			return err
+		}
+	}
+	if len(got.IPs) == 0 {
+		return Invalid("ipam type %s returned no address", a.IPAM)
+	}
+	for _, ip := range got.IPs {
+		own := *ip
+		own.Interface = current.Int(0)
+		res.IPs = append(res.IPs, &own)
+	}
+	res.Routes = got.Routes
+	return nil
+}
+
+func (a *stacking) iface() Interface {
+	return Interface{NS: a.spec.NetNS, Name: a.spec.IfName, KernelDAD: true, Sysctl: a.Sysctl}
+}
+
+// below is the namespace's handle that the parent is in.
+func (a *stacking) below() *rtnl.Handle {
+	if a.InContainer {
+		return a.pod
+	}
+	return a.host
+}
+
+// parent finds the link below.
+func (a *stacking) parent() (rtnl.Link, error) {
+	l, err := a.findParent()
+	if err != nil {
+		return l, err
+	}
+	if a.WithinParentMTU && a.Link.MTU > l.MTU {
+		return l, Invalid("mtu %d is greater than %d, that of master %s", a.Link.MTU, l.MTU, l.Name)
+	}
+	return l, nil
+}
+
+func (a *stacking) findParent() (rtnl.Link, error) {
+	where := map[bool]string{false: "on the node", true: "in the container"}[a.InContainer]
+	if a.Parent == "" {
+		routes, err := a.below().Routes()
+		if err != nil {
+			return rtnl.Link{}, err
+		}
+		i := slices.IndexFunc(routes, func(r rtnl.Route) bool { return r.Dst.Bits() == 0 && r.Table == rtnl.MainTable })
+		if i < 0 {
+			return rtnl.Link{}, types.NewError(types.ErrTryAgainLater,
+				"there is no default route "+where+" whose link could be the master", "name one: master")
+		}
+		return a.below().LinkByIndex(routes[i].Link)
+	}
+	l, err := a.below().Link(a.Parent)
+	if errors.Is(err, rtnl.ErrNotFound) {
+		// Worth another try: nodes are prepared while pods already come.
+		return l, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("master %s: there is no such link %s", a.Parent, where), "")
+	}
+	return l, err
+}
+
+// addLink makes the link, which is down.
+func (a *stacking) addLink(parent rtnl.Link) (rtnl.Link, error) {
+	link := a.Link
+	link.Kind, link.Name, link.Parent, link.NS = a.Kind, a.temporary(), parent.Index, a.spec.NetNS
+	if err := a.below().AddStacked(link); err != nil {
+		return rtnl.Link{}, fmt.Errorf("on master %s: %w", parent.Name, err)
+	}
+	l, err := a.pod.Link(link.Name)
+	if err != nil {
+		return l, err
+	}
+	if err := a.pod.SetAlias(l.Index, a.alias()); err != nil {
+		return l, err
+	}
+	return l, a.pod.SetName(l.Index, a.spec.IfName)
+}
+
+// remove makes everything gone that Attach makes, whether it finished or not.
+// The address is released after the link that had it is gone.
+func (a *stacking) remove(ctx context.Context) error {
+	var errs []error
+	if a.pod != nil {
+		errs = append(errs, a.removeLink())
+	}
+	if a.spec.IPAM != nil {
+		errs = append(errs, a.spec.IPAM.Del(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// removeLink removes the link by its final and by its first name. A link that
+// has one of them and another origin is left alone.
+func (a *stacking) removeLink() error {
+	for _, name := range []string{a.spec.IfName, a.temporary()} {
+		if name == "" || len(name) > rtnl.MaxName {
+			continue
+		}
+		l, err := a.pod.Link(name)
+		if errors.Is(err, rtnl.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if l.Kind != a.Kind || name == a.spec.IfName && !a.ours(l) {
+			continue
+		}
+		if err := a.pod.Del(l.Index); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// ours says that this attachment made the link: it has its alias, or is the
+// one that the result tells, which is how links that the reference plugin made
+// are found.
+func (a *stacking) ours(l rtnl.Link) bool {
+	if l.Alias != "" {
+		return l.Alias == a.alias()
+	}
+	i, ok := a.inResult()
+	return ok && i.Name == l.Name && i.Mac == l.MAC.String()
+}
+
+// inResult is what the result says about the container's interface.
+func (a *stacking) inResult() (current.Interface, bool) {
+	if a.spec.Prev == nil {
+		return current.Interface{}, false
+	}
+	for _, i := range a.spec.Prev.Interfaces {
+		if i.Name == a.spec.IfName && i.Sandbox == a.spec.NetNSPath {
+			return *i, true
+		}
+	}
+	return current.Interface{}, false
+}
+
+// check names the first difference between the world and the configuration
+// with its result.
+func (a *stacking) check(ctx context.Context) error {
+	if a.IPAM != "" {
+		if err := a.spec.IPAM.Check(ctx); err != nil {
+			return err
+		}
+	}
+	i, ok := a.inResult()
+	if !ok {
+		return fmt.Errorf("the result has no interface %s in namespace %s", a.spec.IfName, a.spec.NetNSPath)
+	}
+	l, err := a.pod.Link(a.spec.IfName)
+	if err != nil {
+		return err
+	}
+	if err := a.checkLink(l, i.Mac); err != nil {
+		return fmt.Errorf("interface %s %w", l.Name, err)
+	}
+	return a.iface().Check(a.spec.Prev)
+}
+
+func (a *stacking) checkLink(l rtnl.Link, mac string) error {
+	if l.Kind != a.Kind {
+		return fmt.Errorf("is of kind %s, not %s", l.Kind, a.Kind)
+	}
+	if mac != "" && mac != l.MAC.String() {
+		return fmt.Errorf("has mac %s, not %s", l.MAC, mac)
+	}
+	if a.Link.MTU != 0 && a.Link.MTU != l.MTU {
+		return fmt.Errorf("has mtu %d, not %d", l.MTU, a.Link.MTU)
+	}
+	if a.Kind == "vlan" && l.VLAN != a.Link.ID {
+		return fmt.Errorf("is in vlan %d, not %d", l.VLAN, a.Link.ID)
+	}
+	if a.Link.Mode != "" {
+		mode, err := a.pod.Mode(l.Index)
+		if err != nil {
+			return err
+		}
+		if mode != a.Link.Mode {
+			return fmt.Errorf("is in mode %s, not %s", mode, a.Link.Mode)
+		}
+	}
+	return a.checkParent(l)
+}
+
+// checkParent compares the link below with the one that the configuration
+// names. Where it names none, the default route may have moved since.
+func (a *stacking) checkParent(l rtnl.Link) error {
+	if a.Parent == "" {
+		return nil
+	}
+	parent, err := a.findParent()
+	if err != nil {
+		return err
+	}
+	nsid := -1
+	if !a.InContainer {
+		if nsid, err = a.hostID(); err != nil {
+			return err
+		}
+	}
+	// Indexes repeat in every namespace.
+	if l.Parent != parent.Index || l.ParentNSID != nsid {
+		return fmt.Errorf("is not on master %s", a.Parent)
+	}
+	return nil
+}
+
+// hostID is the number of the node's namespace in the container.
+func (a *stacking) hostID() (int, error) {
+	if a.HostNS != nil {
+		return a.pod.NSID(a.HostNS)
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		return 0, err
+	}
+	defer ns.Close()
+	return a.pod.NSID(ns)
+}
+
+// temporary is the name of the link until it is marked. It is derived from the
+// attachment, so that a repeated call finds what an interrupted one made.
+func (a *stacking) temporary() string { return "braid" + a.digest()[:10] }
+
+// alias is what the link is marked with.
+func (a *stacking) alias() string {
+	alias := "braid " + a.spec.ContainerID + "/" + a.spec.IfName
+	if len(alias) > 255 {
+		return "braid " + a.digest()
+	}
+	return alias
+}
+
+func (a *stacking) digest() string {
+	sum := sha256.Sum256([]byte(a.spec.ContainerID + "/" + a.spec.IfName))
+	return hex.EncodeToString(sum[:])
+}
