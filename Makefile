@@ -47,7 +47,7 @@ test-guest: deps ## tests under a guest kernel: what this machine's kernel may l
 	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/...
 
 test-cluster: deps build ## the scenarios on a real cluster
-	BRAID_TIER=cluster go test -p 1 -timeout 30m -v -run Cluster ./internal/e2e ./internal/kube ./internal/lab ./internal/demo
+	BRAID_TIER=cluster go test -p 1 -timeout 30m -v -run Cluster ./internal/e2e ./internal/kube ./internal/lab ./internal/demo ./internal/confdir/explain
 
 bench: deps ## Braid beside the upstream plugins, as ratios
 	go test -run '^$$' -bench . ./...

@@ -24,6 +24,7 @@ type wall struct {
 
 var walls = []wall{
 	{"k8s.io/client-go", []string{"internal/kube"}, "one door to the cluster"},
+	{"k8s.io/cri-api", []string{"internal/cri"}, "one door to the runtime"},
 	{"github.com/vishvananda/netlink", []string{"internal/rtnl"}, "one door to the kernel's links"},
 	{"github.com/vishvananda/netns", nil, "internal/netns holds namespaces by descriptor"},
 	{module + "internal/daemon", []string{"cmd/braidd"}, "only braidd serves the shim"},

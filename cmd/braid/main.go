@@ -48,6 +48,6 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(labCommand(), imageCommand())
+	cmd.AddCommand(confCommand(), labCommand(), imageCommand())
 	return cmd
 }
