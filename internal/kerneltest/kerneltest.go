@@ -43,6 +43,7 @@ const (
 	Geneve         Feature = "geneve"
 	Dummy          Feature = "dummy"
 	VRF            Feature = "vrf"
+	Shaping        Feature = "traffic shaping" // ifb, tbf, and filters on ingress
 	NftInet        Feature = "nftables inet"
 	NftBridge      Feature = "nftables bridge"
 	IptablesLegacy Feature = "iptables-legacy"
@@ -65,10 +66,10 @@ const (
 var promises = map[Tier][]Feature{
 	Any:     {},
 	Unit:    {},
-	Net:     {NetNS, Veth, Bridge, Tap, Macvlan, NftInet, UML},
+	Net:     {NetNS, Veth, Bridge, Tap, Macvlan, Shaping, NftInet, UML},
 	Cluster: {NetNS, Veth, Bridge, Tap, UML},
 	Guest: {
-		NetNS, Veth, Bridge, BridgeVLAN, Tap, Macvlan, IPVlan, VLAN, VXLAN, Geneve, Dummy, VRF,
+		NetNS, Veth, Bridge, BridgeVLAN, Tap, Macvlan, IPVlan, VLAN, VXLAN, Geneve, Dummy, VRF, Shaping,
 		NftBridge, IptablesLegacy,
 	},
 }

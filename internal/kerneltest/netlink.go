@@ -66,6 +66,21 @@ func addBridgeVLAN(bridge int, vid uint16) error {
 	return nil
 }
 
+// addIngress is `tc qdisc add dev LINK ingress`.
+func addIngress(index int) error {
+	const handle, parent, kind = 0xffff0000, 0xfffffff1, 1 // ffff:, TC_H_INGRESS, TCA_KIND
+	body := make([]byte, 20)                               // struct tcmsg
+	native.PutUint32(body[4:], uint32(index))
+	native.PutUint32(body[8:], handle)
+	native.PutUint32(body[12:], parent)
+	body = append(body, attr(kind, []byte("ingress\x00"))...)
+	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
+	if err := talk(unix.NETLINK_ROUTE, message(unix.RTM_NEWQDISC, flags, body), 1); err != nil {
+		return fmt.Errorf("add ingress queueing discipline: %w", err)
+	}
+	return nil
+}
+
 // addNftTable creates a table, as a batch of one.
 func addNftTable(family byte) error {
 	const tableName = 1 // NFTA_TABLE_NAME

@@ -27,6 +27,7 @@ var probes = map[Feature]func() error{
 	Geneve:         once(tryGeneve),
 	Dummy:          once(func() error { return addLink(link{kind: "dummy", name: "probe"}) }),
 	VRF:            once(func() error { return addLink(link{kind: "vrf", name: "probe", data: attr32(1, 7)}) }),
+	Shaping:        once(tryShaping),
 	NftInet:        once(func() error { return addNftTable(unix.NFPROTO_INET) }),
 	NftBridge:      once(func() error { return addNftTable(unix.NFPROTO_BRIDGE) }),
 	IptablesLegacy: once(tryIptablesLegacy),
@@ -68,6 +69,17 @@ func tryBridgeVLAN() error {
 		return err
 	}
 	return addBridgeVLAN(index, 2001)
+}
+
+func tryShaping() error {
+	if err := addLink(link{kind: "ifb", name: "probe"}); err != nil {
+		return err
+	}
+	index, err := linkIndex("probe")
+	if err != nil {
+		return err
+	}
+	return addIngress(index)
 }
 
 func tryGeneve() error {

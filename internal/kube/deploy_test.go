@@ -211,6 +211,8 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 		"/run/braid":            "/run/braid",
 		"/var/lib/braid":        "/var/lib/braid",
 		"/var/lib/cni/networks": "/var/lib/cni/networks",
+		"/run/cni/tuning":       "/run/cni/tuning",
+		"/etc/cni/tuning":       "/etc/cni/tuning",
 		"/proc/sys/net":         "/host/proc/sys/net",
 		"/run/flannel":          "/run/flannel",
 	}

@@ -8,11 +8,14 @@ package native
 
 import (
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/driver/bandwidth"
 	"braid.dev/braid/internal/driver/bridge"
 	"braid.dev/braid/internal/driver/dummy"
 	"braid.dev/braid/internal/driver/loopback"
 	"braid.dev/braid/internal/driver/macvlan"
+	"braid.dev/braid/internal/driver/passthru"
 	"braid.dev/braid/internal/driver/tap"
+	"braid.dev/braid/internal/driver/tuning"
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/ipam/hostlocal"
 	"braid.dev/braid/internal/ipam/static"
@@ -43,6 +46,10 @@ func Drivers(n Node) map[string]driver.Driver {
 		"dummy":    dummy.New(dummy.Config{Sysctl: n.Sysctl}),
 		"loopback": loopback.New(),
 		"tap":      tap.New(tap.Config{Sysctl: n.Sysctl}),
+
+		"bandwidth": bandwidth.New(bandwidth.Config{HostNS: n.NS}),
+		"passthru":  passthru.New(),
+		"tuning":    tuning.New(tuning.Config{Sysctl: n.Sysctl, HostDirs: n.Dirs}),
 	}
 }
 
