@@ -17,6 +17,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/masq"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/rtnl"
 )
@@ -31,10 +32,16 @@ type Config struct {
 	HostNS *netns.NS
 	// Sysctl is where the node's /proc/sys/net can be written.
 	Sysctl rtnl.Sysctl
+	// Masq is where all drivers of the node keep their masquerading rules. Nil
+	// is for a driver that is alone.
+	Masq *masq.Masquerade
 }
 
 // New returns the driver for plugin type "bridge".
 func New(cfg Config) driver.Driver {
+	if cfg.Masq == nil {
+		cfg.Masq = masq.New(cfg.HostNS)
+	}
 	return &bridge{Config: cfg, inUse: map[string]*use{}}
 }
 
@@ -121,30 +128,17 @@ func (a *attachment) close() {
 	}
 }
 
-// claimName makes sure that the interface name is free in the container. What
-// an interrupted Attach of this attachment left there is removed; every other
-// link of that name stays as it is, and is the reason to refuse.
+// claimName makes sure that the interface name is free in the container.
 func (a *attachment) claimName(ctx context.Context) error {
 	if a.pod == nil {
 		return types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", a.spec.NetNSPath)
 	}
-	l, err := a.pod.Link(a.spec.IfName)
-	if errors.Is(err, rtnl.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if _, ours := a.hostEnd(l); ours {
-		return a.remove(ctx)
-	}
-	return a.nameTaken(l)
+	return a.veth().Free(ctx, a.remove)
 }
 
-func (a *attachment) nameTaken(l rtnl.Link) error {
-	return types.NewError(types.ErrInvalidEnvironmentVariables,
-		fmt.Sprintf("interface name %s is taken in the container by a link of kind %s", a.spec.IfName, l.Kind),
-		"choose another name for this attachment")
+// veth is the pair that connects the container to the bridge.
+func (a *attachment) veth() driver.Veth {
+	return driver.Veth{Spec: a.spec, Host: a.host, Pod: a.pod}
 }
 
 // build makes the attachment. What it made before an error is for remove.
@@ -153,7 +147,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, pod, err := a.addPort(ctx, br)
+	host, pod, err := a.addPort(br)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +201,22 @@ func (a *attachment) addresses(ctx context.Context, br rtnl.Link, res *current.R
 	if err := a.ensureGateway(br, gateways, res); err != nil {
 		return err
 	}
-	return a.masquerade(ctx, res)
+	if !a.Masq {
+		return nil
+	}
+	addrs, err := masq.Addresses(res)
+	if err != nil {
+		return err
+	}
+	return a.Config.Masq.Add(ctx, a.masquerade(), addrs)
+}
+
+// masquerade is whose masquerading rules they are.
+func (a *attachment) masquerade() masq.Attachment {
+	return masq.Attachment{
+		Network: a.Name, ContainerID: a.spec.ContainerID, IfName: a.spec.IfName,
+		Backend: a.MasqBackend, Host: a.spec.Host,
+	}
 }
 
 func (a *attachment) iface() driver.Interface {
@@ -250,7 +259,7 @@ func (a *attachment) finalMACs(res *current.Result, indexes ...int) error {
 // whether Attach finished or not. The address is released after the link that
 // had it is gone.
 func (a *attachment) remove(ctx context.Context) error {
-	errs := []error{a.removePort()}
+	errs := []error{a.veth().Remove()}
 	if a.spec.IPAM != nil {
 		errs = append(errs, a.spec.IPAM.Del(ctx))
 	}
@@ -258,33 +267,10 @@ func (a *attachment) remove(ctx context.Context) error {
 		errs = append(errs, a.removeSpoofCheck())
 	}
 	if a.layer3() && a.Masq {
-		errs = append(errs, a.removeMasquerade(ctx))
+		addrs, err := masq.Addresses(a.spec.Prev)
+		errs = append(errs, err, a.Config.Masq.Remove(ctx, a.masquerade(), addrs))
 	}
 	return errors.Join(errs...)
-}
-
-// key identifies the attachment on the node.
-func (a *attachment) key() string { return a.spec.ContainerID + "/" + a.spec.IfName }
-
-// alias is what the host's end of the veth is marked with, so that it can be
-// told whose it is when the container's namespace is gone.
-func (a *attachment) alias() string {
-	alias := "braid " + a.key()
-	if len(alias) > 255 {
-		return "braid " + digest(a.key())
-	}
-	return alias
-}
-
-// hostNames are the names that the host's end of the veth may have, the first
-// one unless another attachment has it: they look as random as the reference
-// plugin's, but a repeated call finds what an interrupted one made.
-func (a *attachment) hostNames() []string {
-	names := make([]string, 4)
-	for try := range names {
-		names[try] = "veth" + digest(fmt.Sprintf("%s %d", a.key(), try))[:8]
-	}
-	return names
 }
 
 func digest(text string) string {

@@ -89,7 +89,7 @@ func (a *attachment) checkPod() (rtnl.Link, error) {
 
 // checkPort compares the host's end with the configuration.
 func (a *attachment) checkPort(pod, br rtnl.Link) error {
-	host, ours := a.hostEnd(pod)
+	host, ours := a.veth().HostEnd(pod)
 	if !ours {
 		return fmt.Errorf("the other end of %s is not the one that was made for it", pod.Name)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/utils"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/masq"
 	"braid.dev/braid/internal/rtnl"
 )
 
@@ -103,13 +104,11 @@ func (c conf) validate() error {
 		return errors.New("disableContainerInterface leaves the interface down, so it can have no ipam")
 	case c.Hairpin && c.Promisc:
 		return errors.New("hairpinMode and promiscMode exclude each other: frames would come back twice")
-	case c.MasqBackend != "" && c.MasqBackend != "iptables" && c.MasqBackend != "nftables":
-		return fmt.Errorf("ipMasqBackend %q is neither iptables nor nftables", c.MasqBackend)
 	case c.layer3() && c.Gateway && c.VLAN != 0 && len(c.gatewayLink()) > rtnl.MaxName:
 		return fmt.Errorf("the gateway of vlan %d would be a link named %s, longer than %d characters: shorten the name of bridge %s",
 			c.VLAN, c.gatewayLink(), rtnl.MaxName, c.Bridge)
 	}
-	return nil
+	return masq.ValidBackend(c.MasqBackend)
 }
 
 // gatewayLink is the link that has the gateway's addresses: the bridge itself,

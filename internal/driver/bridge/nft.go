@@ -1,29 +1,20 @@
 package bridge
 
 import (
-	"crypto/sha512"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
-
-	"braid.dev/braid/internal/driver"
-
-	current "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// Tables, chains and the beginning of each rule's comment are those of the
-// reference plugin, so that either can remove what the other made.
+// Tables, chains and comments are those of the reference plugin, so that
+// either can remove what the other made.
 const (
-	masqTable   = "cni_plugins_masquerade"
-	masqChain   = "masq_checks"
 	spoofTable  = "nat"
 	spoofHook   = "PREROUTING"
 	maxComment  = 128 // NFTNL_UDATA_COMMENT_MAXLEN
@@ -52,109 +43,6 @@ func (b *bridge) withNFT(fn func(*nftables.Conn) error) error {
 	}
 	defer conn.CloseLasting()
 	return fn(conn)
-}
-
-// addMasqRules lets what the attachment's addresses send beyond their subnets
-// leave with the node's address.
-func (a *attachment) addMasqRules(res *current.Result) error {
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: masqTable}
-	checks := &nftables.Chain{Table: table, Name: masqChain}
-	err := a.withNFT(func(nft *nftables.Conn) error {
-		stale, err := rulesWith(nft, checks, a.masqMark())
-		if err != nil {
-			return err
-		}
-		addMasqChains(nft, table, checks)
-		for _, r := range stale {
-			if err := nft.DelRule(r); err != nil {
-				return err
-			}
-		}
-		for _, ip := range res.IPs {
-			p, err := driver.Prefix(ip.Address)
-			if err != nil {
-				return err
-			}
-			nft.AddRule(&nftables.Rule{Table: table, Chain: checks, Exprs: masqRule(p), UserData: comment(a.masqComment())})
-		}
-		return nft.Flush()
-	})
-	if err != nil {
-		return fmt.Errorf("masquerade by nftables: %w", err)
-	}
-	return nil
-}
-
-// addMasqChains makes the table and its chains, whole each time: whoever
-// changed them did not mean to.
-func addMasqChains(nft *nftables.Conn, table *nftables.Table, checks *nftables.Chain) {
-	nft.AddTable(table)
-	nft.AddChain(checks)
-	post := nft.AddChain(&nftables.Chain{
-		Table: table, Name: "postrouting", Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
-	nft.FlushChain(post)
-	// Containers talk to each other by multicast, with their own addresses.
-	for _, group := range []string{"224.0.0.0/4", "ff00::/8"} {
-		match := addrMatch(netip.MustParsePrefix(group), false, expr.CmpOpEq)
-		nft.AddRule(&nftables.Rule{Table: table, Chain: post, Exprs: append(match, &expr.Verdict{Kind: expr.VerdictReturn})})
-	}
-	nft.AddRule(&nftables.Rule{Table: table, Chain: post, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: masqChain}}})
-}
-
-func masqRule(p netip.Prefix) []expr.Any {
-	from := addrMatch(netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), true, expr.CmpOpEq)
-	// The family has been matched: leave that part out of the second match.
-	beyond := addrMatch(p.Masked(), false, expr.CmpOpNeq)[2:]
-	return append(append(from, beyond...), &expr.Masq{})
-}
-
-// addrMatch compares the packet's source or destination with a prefix, in a
-// table of both families.
-func addrMatch(p netip.Prefix, source bool, op expr.CmpOp) []expr.Any {
-	proto, offset, size := byte(unix.NFPROTO_IPV4), uint32(16), uint32(4)
-	if p.Addr().Is6() {
-		proto, offset, size = unix.NFPROTO_IPV6, 24, 16
-	}
-	if source {
-		offset -= size
-	}
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, size)},
-		&expr.Cmp{Op: op, Register: 1, Data: p.Addr().AsSlice()},
-	}
-}
-
-// removeMasqRules says whether there were any.
-func (a *attachment) removeMasqRules() (found bool, err error) {
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: masqTable}
-	err = a.withNFT(func(nft *nftables.Conn) error {
-		found, err = removeRules(nft, &nftables.Chain{Table: table, Name: masqChain}, a.masqMark())
-		return err
-	})
-	if err != nil && !unsupported(err) {
-		return found, fmt.Errorf("remove masquerade from nftables: %w", err)
-	}
-	return found, nil
-}
-
-// masqMark is how the comments of this attachment's rules begin.
-func (a *attachment) masqMark() string {
-	return hash16(a.Name) + "-" + hash16(a.spec.IfName+":"+a.spec.ContainerID)
-}
-
-func (a *attachment) masqComment() string {
-	plain := func(s string) string { return strings.ReplaceAll(s, `"`, "") }
-	return fmt.Sprintf("%s, net: %s, if: %s, id: %s", a.masqMark(), plain(a.Name), plain(a.spec.IfName), plain(a.spec.ContainerID))
-}
-
-func hash16(s string) string {
-	sum := sha512.Sum512([]byte(s))
-	return hex.EncodeToString(sum[:])[:16]
 }
 
 // addSpoofCheck drops every frame that comes out of the container with a

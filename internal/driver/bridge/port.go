@@ -1,11 +1,9 @@
 package bridge
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -97,15 +95,9 @@ func (a *attachment) noUplink(what string) error {
 // addPort makes the veth pair and returns both ends. The host's end is brought
 // up last, so that no frame passes before VLANs, isolation and the spoof check
 // are in force.
-func (a *attachment) addPort(ctx context.Context, br rtnl.Link) (host, pod rtnl.Link, err error) {
-	host, err = a.makeVeth()
+func (a *attachment) addPort(br rtnl.Link) (host, pod rtnl.Link, err error) {
+	host, pod, err = a.veth().Make(rtnl.Veth{New: rtnl.New{MTU: a.MTU}, Peer: rtnl.New{MTU: a.MTU, MAC: a.mac}})
 	if err != nil {
-		return host, pod, err
-	}
-	if pod, err = a.pod.Link(a.spec.IfName); err != nil {
-		return host, pod, err
-	}
-	if err := a.host.SetAlias(host.Index, a.alias()); err != nil {
 		return host, pod, err
 	}
 	if err := a.joinBridge(host, br, a.conf); err != nil {
@@ -117,35 +109,6 @@ func (a *attachment) addPort(ctx context.Context, br rtnl.Link) (host, pod rtnl.
 		}
 	}
 	return host, pod, a.host.SetUp(host.Index)
-}
-
-func (a *attachment) makeVeth() (rtnl.Link, error) {
-	v := rtnl.Veth{
-		New:    rtnl.New{MTU: a.MTU},
-		Peer:   rtnl.New{Name: a.spec.IfName, MTU: a.MTU, MAC: a.mac},
-		PeerNS: a.spec.NetNS,
-	}
-	var err error
-	for _, v.Name = range a.hostNames() {
-		var host rtnl.Link
-		if host, err = a.host.AddVeth(v); !errors.Is(err, rtnl.ErrExists) {
-			return host, err
-		}
-		// One of the two names is taken. In the container it was free just now.
-		if l, err := a.pod.Link(a.spec.IfName); err == nil {
-			return rtnl.Link{}, a.nameTaken(l)
-		}
-		if left, err := a.host.Link(v.Name); err == nil && left.Alias == a.alias() {
-			// Ours, and its other end was moved or renamed.
-			if err := a.host.Del(left.Index); err != nil {
-				return rtnl.Link{}, err
-			}
-			if host, err = a.host.AddVeth(v); err == nil {
-				return host, nil
-			}
-		}
-	}
-	return rtnl.Link{}, err
 }
 
 // joinBridge makes a link, which is still down, a port as c describes it.
@@ -178,70 +141,4 @@ func (a *attachment) joinBridge(port, br rtnl.Link, c conf) error {
 		}
 	}
 	return nil
-}
-
-// removePort removes the veth pair from whichever end is found. A link in the
-// container that has the right name and another origin is left alone.
-func (a *attachment) removePort() error {
-	if a.pod != nil {
-		l, err := a.pod.Link(a.spec.IfName)
-		if err != nil && !errors.Is(err, rtnl.ErrNotFound) {
-			return err
-		}
-		if err == nil {
-			if host, ours := a.hostEnd(l); ours {
-				return gone(a.host.Del(host.Index))
-			}
-		}
-	}
-	// The container's end is gone or has another name now.
-	for _, name := range a.hostNames() {
-		l, err := a.host.Link(name)
-		if errors.Is(err, rtnl.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if l.Alias == a.alias() {
-			return gone(a.host.Del(l.Index))
-		}
-	}
-	return nil
-}
-
-// gone forgives that the kernel, which removes the links of a namespace that
-// ends, was faster.
-func gone(err error) error {
-	if errors.Is(err, rtnl.ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
-// hostEnd returns the other end of the link l of the container, when it is one
-// that this attachment made: its name is one of hostNames, or one that the
-// result of the attachment tells, which is how attachments that the reference
-// plugin made are found.
-func (a *attachment) hostEnd(l rtnl.Link) (rtnl.Link, bool) {
-	if l.Kind != "veth" {
-		return rtnl.Link{}, false
-	}
-	host, err := a.host.LinkByIndex(l.Parent)
-	if err != nil || host.Kind != "veth" || host.Parent != l.Index {
-		return rtnl.Link{}, false
-	}
-	// Indexes repeat in every namespace: is it this one that host leads to?
-	if id, err := a.host.NSID(a.spec.NetNS); err != nil || id != host.ParentNSID {
-		return rtnl.Link{}, false
-	}
-	names := a.hostNames()
-	if a.spec.Prev != nil {
-		for _, i := range a.spec.Prev.Interfaces {
-			if i.Sandbox == "" {
-				names = append(names, i.Name)
-			}
-		}
-	}
-	return host, slices.Contains(names, host.Name)
 }
