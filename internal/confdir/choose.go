@@ -36,7 +36,8 @@ type State struct {
 	// in which a runtime reads them.
 	Networks []Good
 	// Notes says what a person should know about the directory: files that are
-	// skipped, and versions that stay in force although their file changed.
+	// skipped, versions that stay in force although their file changed, and
+	// agents that rename the configurations of others.
 	Notes []string
 }
 
@@ -54,6 +55,7 @@ func Choose(files []File, before State) State {
 	slices.SortFunc(files, func(a, b File) int { return cmp.Compare(a.Name, b.Name) })
 	var now State
 	for _, f := range files {
+		now.noteRenamed(f.Name)
 		if f.Name == OwnFile || !isConf(f.Name) {
 			continue
 		}

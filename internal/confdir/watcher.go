@@ -31,6 +31,9 @@ const (
 	// an agent that takes the file away whenever it appears (Cilium with
 	// cni-exclusive), it bounds the work and still restores within a second.
 	pace = 250 * time.Millisecond
+	// tellEvery is how often the log says that Braid's own file was put back:
+	// such an agent has it put back several times a second.
+	tellEvery = time.Minute
 	// relist is how often the directory is read without any event, as a
 	// directory that is mounted over or changed by a network file system
 	// produces none.
@@ -61,6 +64,8 @@ type Watcher struct {
 	watched    map[string]os.FileInfo // by path, as it was when the watch began
 	remembered *Good
 	written    time.Time         // last write of the own file
+	told       time.Time         // when the log last said that it was put back
+	untold     int               // how often it was put back since
 	own        []byte            // the own file as it was last in order
 	said       map[string]string // last problem by topic, to report it once
 
@@ -291,21 +296,23 @@ func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 	case !bytes.Equal(w.own, want):
 		w.cfg.Log.Info("wrote Braid's configuration", "dir", w.cfg.Dir, "file", OwnFile)
 	case own < 0:
-		w.cfg.Log.Warn("put Braid's configuration back: somebody removed or renamed it"+culprit(w.cfg.Dir), "dir", w.cfg.Dir, "file", OwnFile)
+		w.tellPutBack("it was removed or renamed", "by", culprit(w.cfg.Dir))
 	default:
-		w.cfg.Log.Warn("put Braid's configuration back: somebody changed it", "dir", w.cfg.Dir, "file", OwnFile)
+		w.tellPutBack("it was changed")
 	}
 	w.own = want
 	return 0
 }
 
-// culprit names the agent that is known to rename every other configuration,
-// by the name it gives them.
-func culprit(dir string) string {
-	if _, err := os.Lstat(filepath.Join(dir, OwnFile+".cilium_bak")); err == nil {
-		return " (Cilium: set cni-exclusive to false)"
+// tellPutBack logs that the own file was put back, and how often since the log
+// last said so.
+func (w *Watcher) tellPutBack(why string, args ...any) {
+	w.untold++
+	if !w.told.IsZero() && time.Since(w.told) < tellEvery {
+		return
 	}
-	return ""
+	w.cfg.Log.Warn("put Braid's configuration back: "+why, append(args, "times", w.untold, "dir", w.cfg.Dir, "file", OwnFile)...)
+	w.told, w.untold = time.Now(), 0
 }
 
 // report logs a problem when it appears, changes or ends, not each time it is
@@ -335,6 +342,9 @@ func readDir(dir string) ([]File, error) {
 	}
 	var files []File
 	for _, e := range entries {
+		if isRenamed(e.Name()) {
+			files = append(files, File{Name: e.Name()}) // only the name matters
+		}
 		if !isConf(e.Name()) {
 			continue
 		}

@@ -53,6 +53,12 @@ func (r *recorder) has(s string) bool {
 	return strings.Contains(r.text.String(), s)
 }
 
+func (r *recorder) count(s string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Count(r.text.String(), s)
+}
+
 func newWorld(t *testing.T) *world {
 	return &world{t: t, dir: filepath.Join(t.TempDir(), "net.d"), state: t.TempDir()}
 }
@@ -318,6 +324,15 @@ func TestOwnFileIsPutBackAgainstAnAgent(t *testing.T) {
 	}
 	if took := time.Since(start); took < (rounds-2)*200*time.Millisecond {
 		t.Errorf("%d rounds took %v: the two would keep the node busy", rounds, took)
+	}
+	w.eventually(time.Second, "a note names the agent", func() bool {
+		return strings.Contains(strings.Join(w.State().Notes, "\n"), "Cilium renames "+confdir.OwnFile)
+	})
+	if told := w.log.count("put Braid's configuration back"); told != 1 {
+		t.Errorf("the log says %d times that the file was put back; once a minute is enough", told)
+	}
+	if !w.log.has(`by="Cilium (set cni-exclusive`) {
+		t.Error("the log does not name the agent")
 	}
 }
 

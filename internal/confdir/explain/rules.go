@@ -270,7 +270,7 @@ func (e *explainer) checkBraid() {
 	}
 }
 
-const ciliumSuffix = ".cilium_bak"
+const ciliumSuffix = confdir.CiliumSuffix
 
 // checkAgents looks for agents that rename other configurations.
 func (e *explainer) checkAgents() {
@@ -305,7 +305,7 @@ func (e *explainer) checkMultus() {
 			continue
 		}
 		for _, old := range e.Files {
-			if base, ok := strings.CutSuffix(old.Path, ".old"); ok && e.top(old) && isConf(base) {
+			if base, ok := strings.CutSuffix(old.Path, confdir.MultusSuffix); ok && e.top(old) && isConf(base) {
 				e.find(MultusRenamed, "%s was %s before Multus", old.Path, base)
 			}
 		}
