@@ -14,6 +14,7 @@ import (
 	"braid.dev/braid/internal/driver/loopback"
 	"braid.dev/braid/internal/driver/macvlan"
 	"braid.dev/braid/internal/driver/passthru"
+	"braid.dev/braid/internal/driver/portmap"
 	"braid.dev/braid/internal/driver/tap"
 	"braid.dev/braid/internal/driver/tuning"
 	"braid.dev/braid/internal/ipam"
@@ -49,6 +50,7 @@ func Drivers(n Node) map[string]driver.Driver {
 
 		"bandwidth": bandwidth.New(bandwidth.Config{HostNS: n.NS}),
 		"passthru":  passthru.New(),
+		"portmap":   portmap.New(portmap.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"tuning":    tuning.New(tuning.Config{Sysctl: n.Sysctl, HostDirs: n.Dirs}),
 	}
 }
