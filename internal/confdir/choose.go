@@ -132,9 +132,9 @@ func (s State) First(n int) []plan.Network {
 	return list
 }
 
-// find looks a network up by its CNI name; lists go before single
+// OnDisk looks a network up by its CNI name; lists go before single
 // configurations (NPWG specification 1.3, section 3.4).
-func (s State) find(name string) (plan.Network, bool) {
+func (s State) OnDisk(name string) (plan.Network, bool) {
 	for _, list := range []bool{true, false} {
 		for _, g := range s.Networks {
 			if g.Network.Name == name && list == (filepath.Ext(g.File) == ".conflist") {

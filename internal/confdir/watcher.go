@@ -119,7 +119,7 @@ func (w *Watcher) First(n int) []plan.Network {
 func (w *Watcher) OnDisk(name string) (plan.Network, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.state.find(name)
+	return w.state.OnDisk(name)
 }
 
 // State returns what is in force, with notes for a person.
@@ -235,7 +235,7 @@ func (w *Watcher) unwatch(events *fsnotify.Watcher, path string) {
 // sync reads the directory, decides, and makes it so. It returns how long to
 // wait before the next look when something remains to be done.
 func (w *Watcher) sync() (wait time.Duration) {
-	files, err := readDir(w.cfg.Dir)
+	files, err := ReadDir(w.cfg.Dir)
 	w.report("read the conf dir", err)
 	if err != nil {
 		return 0
@@ -333,9 +333,9 @@ func (w *Watcher) report(what string, err error) {
 	}
 }
 
-// readDir reads the configurations of a directory. What is no regular file is
+// ReadDir reads the configurations of a directory. What is no regular file is
 // left out, as runtimes do with directories and as a pipe would block.
-func readDir(dir string) ([]File, error) {
+func ReadDir(dir string) ([]File, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err

@@ -66,6 +66,9 @@ func Build(in Input) (Plan, error) {
 		}
 		p.Attachments = append(p.Attachments, a)
 	}
+	for i := range p.Attachments {
+		p.Attachments[i].foresee()
+	}
 	return p, nil
 }
 
@@ -190,17 +193,48 @@ func (a *Attachment) find(in Input, s Selection) (Network, error) {
 	return Network{}, later("NetworkAttachmentDefinition %s has no spec.config, and the node's conf dir has no network named %q", a.Network, s.Name)
 }
 
+// foresee fills in the addresses that the configuration itself gives away.
+func (a *Attachment) foresee() {
+	if len(a.IPs) > 0 {
+		return
+	}
+	for _, p := range a.Config.Plugins {
+		if p.IPAM != static {
+			continue
+		}
+		var conf struct {
+			IPAM struct {
+				Addresses []struct {
+					Address string `json:"address"`
+				} `json:"addresses"`
+			} `json:"ipam"`
+		}
+		if err := json.Unmarshal(p.Conf, &conf); err != nil {
+			continue // the delegate refuses what it cannot read
+		}
+		for _, addr := range conf.IPAM.Addresses {
+			if ip, _, err := address(addr.Address); err == nil {
+				a.IPs = append(a.IPs, ip)
+			}
+		}
+	}
+}
+
 func (a *Attachment) because(format string, args ...any) {
 	a.Reasons = append(a.Reasons, fmt.Sprintf(format, args...))
 }
 
-// hostLocal is the one address delegate that reads a single address from
-// CNI_ARGS.
-const hostLocal = "host-local"
+const (
+	// static is the address delegate whose addresses are in its configuration.
+	static = "static"
+	// hostLocal is the one address delegate that reads a single address from
+	// CNI_ARGS.
+	hostLocal = "host-local"
+)
 
 // argsIPAM are the address delegates that read CNI_ARGS IP and args.cni.ips
 // without the capability ips. People's manifests rely on it.
-var argsIPAM = []string{"static", hostLocal, "whereabouts"}
+var argsIPAM = []string{static, hostLocal, "whereabouts"}
 
 // argsMAC are the plugins that read CNI_ARGS MAC without the capability mac.
 var argsMAC = []string{"bridge", "macvlan", "tap", "tuning", "sriov", "ovs"}
@@ -247,6 +281,7 @@ func (a *Attachment) askIPs(ips []string) error {
 	if len(ips) == 0 {
 		return nil
 	}
+	a.IPs = ips
 	declared := a.declares("ips")
 	known := func(p Plugin) bool { return slices.Contains(argsIPAM, p.IPAM) }
 	listens := slices.ContainsFunc(a.Config.Plugins, known)
@@ -280,6 +315,7 @@ func (a *Attachment) askMAC(mac string) error {
 	if mac == "" {
 		return nil
 	}
+	a.MAC = mac
 	declared := a.declares("mac")
 	listens := slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return slices.Contains(argsMAC, p.Type) })
 	if !declared && !listens {

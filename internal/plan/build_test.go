@@ -162,6 +162,9 @@ func writeAttachment(t *testing.T, b *strings.Builder, a plan.Attachment) {
 		b.WriteString(" (default)")
 	}
 	fmt.Fprintf(b, ", CNI network %s %s\n", a.Config.Name, a.Config.CNIVersion)
+	if len(a.IPs) > 0 || a.MAC != "" {
+		fmt.Fprintf(b, "    known: %s\n", strings.TrimSpace(strings.Join(a.IPs, " ")+" "+a.MAC))
+	}
 	for _, p := range a.Config.Plugins {
 		var conf bytes.Buffer
 		if err := json.Compact(&conf, p.Conf); err != nil {

@@ -67,6 +67,12 @@ type Attachment struct {
 	// RuntimeConfig holds the capability arguments by key. Each plugin of the
 	// chain receives those that it declares.
 	RuntimeConfig map[string]json.RawMessage `json:"runtimeConfig,omitempty"`
+	// IPs are the addresses that are known before the network hands any out, in
+	// CIDR notation where the prefix length is known too: those that the pod
+	// asks for, or else those of a static address delegate.
+	IPs []string `json:"ips,omitempty"`
+	// MAC is the hardware address that the pod asks for.
+	MAC string `json:"mac,omitempty"`
 	// CNIArgs is appended to the CNI_ARGS of the request, such as
 	// "IP=10.20.1.11/24;MAC=02:00:00:00:00:01", for plugins that know only
 	// this older way of asking.
