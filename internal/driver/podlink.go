@@ -30,9 +30,14 @@ type PodLink struct {
 // OpenPod opens the container's namespace, which must be there.
 func OpenPod(s Spec) (*rtnl.Handle, error) {
 	if s.NetNS == nil {
-		return nil, types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
+		return nil, s.NoNamespace()
 	}
 	return rtnl.Open(s.NetNS)
+}
+
+// NoNamespace is the refusal to do anything without the container's namespace.
+func (s Spec) NoNamespace() error {
+	return types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
 }
 
 // ValidIfName refuses an interface name that the kernel or CNI does not allow.

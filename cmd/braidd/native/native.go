@@ -15,11 +15,13 @@ import (
 	"braid.dev/braid/internal/driver/macvlan"
 	"braid.dev/braid/internal/driver/passthru"
 	"braid.dev/braid/internal/driver/portmap"
+	"braid.dev/braid/internal/driver/ptp"
 	"braid.dev/braid/internal/driver/tap"
 	"braid.dev/braid/internal/driver/tuning"
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/ipam/hostlocal"
 	"braid.dev/braid/internal/ipam/static"
+	"braid.dev/braid/internal/masq"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/rtnl"
 )
@@ -41,11 +43,13 @@ type Node struct {
 // Drivers holds the driver of every type that has one. A type that is not in
 // it is a program of the host.
 func Drivers(n Node) map[string]driver.Driver {
+	rules := masq.New(n.NS)
 	return map[string]driver.Driver{
-		"bridge":   bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"bridge":   bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
 		"macvlan":  macvlan.New(macvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"dummy":    dummy.New(dummy.Config{Sysctl: n.Sysctl}),
 		"loopback": loopback.New(),
+		"ptp":      ptp.New(ptp.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
 		"tap":      tap.New(tap.Config{Sysctl: n.Sysctl}),
 
 		"bandwidth": bandwidth.New(bandwidth.Config{HostNS: n.NS}),
