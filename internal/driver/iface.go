@@ -274,7 +274,9 @@ func (c carried) missing(name string, index int, addrs []rtnl.Addr, routes []rtn
 	}
 	for _, want := range c.routes {
 		there := func(r rtnl.Route) bool {
-			sameTable := r.Table == want.Table || want.Table == 0 && r.Table == rtnl.MainTable
+			// A plugin behind this one in the chain (sbr, vrf) may have moved what
+			// was in the main table to another one.
+			sameTable := want.Table == 0 || r.Table == want.Table
 			return r.Dst == want.Dst && r.Via == want.Via && r.Link == index && sameTable
 		}
 		if !slices.ContainsFunc(routes, there) {

@@ -16,6 +16,7 @@ import (
 	"braid.dev/braid/internal/driver/passthru"
 	"braid.dev/braid/internal/driver/portmap"
 	"braid.dev/braid/internal/driver/ptp"
+	"braid.dev/braid/internal/driver/sbr"
 	"braid.dev/braid/internal/driver/tap"
 	"braid.dev/braid/internal/driver/tuning"
 	"braid.dev/braid/internal/ipam"
@@ -55,6 +56,7 @@ func Drivers(n Node) map[string]driver.Driver {
 		"bandwidth": bandwidth.New(bandwidth.Config{HostNS: n.NS}),
 		"passthru":  passthru.New(),
 		"portmap":   portmap.New(portmap.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"sbr":       sbr.New(),
 		"tuning":    tuning.New(tuning.Config{Sysctl: n.Sysctl, HostDirs: n.Dirs}),
 	}
 }

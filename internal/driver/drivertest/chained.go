@@ -12,6 +12,7 @@ import (
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/refplugin"
 	"braid.dev/braid/internal/rtnl"
 )
 
@@ -42,6 +43,46 @@ func Veth(addrs []string, routes ...string) func(testing.TB, *World, Pod) *curre
 		}
 		try(t, Configure(t, p.NS, inside, res))
 		return clone(res)
+	}
+}
+
+// SameAsReferenceInChain is SameAsReference for a driver behind others of which
+// the reference plugin leaves something to those: the worlds are compared once
+// more when these have removed the container's link, as they do next.
+func SameAsReferenceInChain(t *testing.T, s Subject, scenarios []Scenario) {
+	for _, sc := range scenarios {
+		t.Run(sc.Name, func(t *testing.T) {
+			if sc.Differs != "" {
+				t.Skip("different on purpose: " + sc.Differs)
+			}
+			ours, ourPod := sc.world(t, s)
+			theirs, theirPod := sc.world(t, s)
+			a, b := ours.Spec(ourPod, sc.Conf(s.Type)), theirs.Spec(theirPod, sc.Conf(s.Type))
+			ref := reference{dir: refplugin.Dir(t, s.Type), typ: s.Type}
+			a = ours.Attached(t, a)
+			res, err := ref.attach(t, theirs, b)
+			try(t, err)
+			b.Prev = res
+			same(t, "result", Plain(t, a.Prev), Plain(t, b.Prev))
+			same(t, "world", ours.Text(t, ourPod), theirs.Text(t, theirPod))
+			if err := theirs.Driver.Check(t.Context(), b); err != nil {
+				t.Errorf("Check of what the reference built: %v", err)
+			}
+			if _, err := ref.run(t, ours, "CHECK", a); (err != nil) != (sc.CheckFails != "") {
+				t.Errorf("the reference's CHECK of what the driver built: %v; expected to fail because: %q", err, sc.CheckFails)
+			}
+			try(t, theirs.Driver.Detach(t.Context(), b))
+			if _, err := ref.run(t, ours, "DEL", a); err != nil {
+				t.Errorf("the reference's DEL of what the driver built: %v", err)
+			}
+			for _, p := range []Pod{ourPod, theirPod} {
+				h := Handle(t, p.NS)
+				l, err := h.Link(s.ifName())
+				try(t, err)
+				try(t, h.Del(l.Index))
+			}
+			same(t, "world after the other removed it", ours.Text(t, ourPod), theirs.Text(t, theirPod))
+		})
 	}
 }
 
