@@ -248,7 +248,7 @@ func (g *Guest) remove(ctx context.Context) error {
 	if err := g.state.kill(ctx); err != nil {
 		return err
 	}
-	if len(g.state.Taps) == 0 {
+	if len(g.state.Taps)+len(g.state.Pairs) == 0 {
 		return nil
 	}
 	return g.deleteTaps()
@@ -259,6 +259,9 @@ func (g *Guest) deleteTaps() error {
 		var errs []error
 		for _, tap := range g.state.Taps {
 			errs = append(errs, deleteTap(tap))
+		}
+		for _, pair := range g.state.Pairs {
+			errs = append(errs, deletePair(pair))
 		}
 		return errors.Join(errs...)
 	})

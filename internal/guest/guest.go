@@ -62,6 +62,13 @@ type Config struct {
 	Modules []string
 	// Sysctls are set at boot, such as net.ipv4.ip_forward: 1.
 	Sysctls map[string]string
+	// SharedKernel makes a guest without a kernel of its own: a process in
+	// network, mount, pid, IPC and UTS namespaces of its own, on the machine's
+	// kernel. It sees the same file tree in the same way and is used in the same
+	// way, except that MemoryMiB, Modules and Kernel mean nothing, its cgroups
+	// are the machine's, and its links are veth pairs. Mounts below / of the
+	// machine, /dev aside, are not in its tree. Throw-away guests cannot have it.
+	SharedKernel bool
 	// Kernel is the user-mode-linux program; found on PATH when empty.
 	Kernel string
 	// Init is the program of internal/guest/init; when empty it is the
@@ -76,7 +83,8 @@ type NIC struct {
 	Name string
 	// Tap is the name of the link's other end in Config.NetNS, at most 15
 	// characters. Start creates it when it does not exist, sets it up, and
-	// Stop deletes it again.
+	// Stop deletes it again. With SharedKernel it is the end of a veth pair,
+	// which goes with the guest.
 	Tap string
 	// Bridge is the bridge in Config.NetNS that the tap becomes a port of,
 	// unless it is the port of one already; none when empty. A bridge without VLAN filtering passes 802.1Q frames.

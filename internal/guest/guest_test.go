@@ -93,7 +93,7 @@ func processes(t *testing.T, dir string) []string {
 	var found []string
 	for _, f := range files {
 		cmdline, err := os.ReadFile(f)
-		if err == nil && bytes.Contains(cmdline, []byte("="+dir+"/")) {
+		if err == nil && (bytes.Contains(cmdline, []byte("="+dir+"/")) || bytes.Contains(cmdline, []byte("\x00"+dir+"/"))) {
 			found = append(found, filepath.Base(filepath.Dir(f)))
 		}
 	}
@@ -369,7 +369,7 @@ func testOpen(t *testing.T, g *guest.Guest, c guest.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again.PID() != g.PID() || again.Name() != "one" || output(t, again, "hostname") != "one" {
+	if again.PID() != g.PID() || again.Name() != c.Name || output(t, again, "hostname") != c.Name {
 		t.Errorf("opened %s, process %d, want the guest that was started, %d", again.Name(), again.PID(), g.PID())
 	}
 	if _, err := guest.Start(t.Context(), c); err == nil {

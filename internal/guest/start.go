@@ -41,6 +41,7 @@ type state struct {
 	Agent netip.AddrPort
 	Token string
 	Taps  []string // created by Start
+	Pairs []string // the same for a guest without a kernel, veth pairs
 }
 
 func (s state) save(dir string) error {
@@ -90,6 +91,9 @@ func startAgent(ctx context.Context, c Config) (*Guest, error) {
 	}
 	b := bootConfig(c, hostClock())
 	b.Token = g.state.Token
+	if c.SharedKernel {
+		b = sharedBoot(c, b)
+	}
 	l, err := g.launch(c, b, nil)
 	if err != nil {
 		return nil, errors.Join(err, g.abandon(ctx))
@@ -114,13 +118,15 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 	if err != nil {
 		return c, err
 	}
-	if err := checkMemory(c.MemoryMiB); err != nil {
-		return c, err
+	if !c.SharedKernel {
+		if err := checkMemory(c.MemoryMiB); err != nil {
+			return c, err
+		}
 	}
 	if old, err := open(c.Dir); err == nil && old.running() {
 		return c, fmt.Errorf("%s belongs to guest %s, which runs as process %d", c.Dir, old.Name(), old.PID())
 	}
-	if c.Kernel == "" {
+	if c.Kernel == "" && !c.SharedKernel {
 		if c.Kernel, err = findKernel(); err != nil {
 			return c, err
 		}
@@ -172,7 +178,9 @@ func (g *Guest) launch(c Config, b control.Boot, t *terminals) (*launched, error
 	if err := writeBoot(c.Dir, b); err != nil {
 		return nil, err
 	}
-	if err := g.makeTaps(c); err != nil {
+	if c.SharedKernel {
+		g.namePairs(c)
+	} else if err := g.makeTaps(c); err != nil {
 		return nil, err
 	}
 	statusR, statusW, err := os.Pipe()
@@ -246,6 +254,10 @@ func supervisor(c Config, t *terminals) (*exec.Cmd, error) {
 		attr.Pdeathsig = unix.SIGKILL
 	}
 	args := append([]string{"supervise"}, kernelArgs(c, filepath.Join(c.Dir, bootName))...)
+	if c.SharedKernel {
+		args = []string{"host", filepath.Join(c.Dir, bootName)}
+		attr.Cloneflags |= sharedNamespaces
+	}
 	cmd := exec.Command(c.Init, args...)
 	cmd.Dir = c.Dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/", "TMPDIR=" + memoryDir}
@@ -276,6 +288,9 @@ func (g *Guest) startRecorded(c Config, cmd *exec.Cmd) error {
 	}
 	if g.state.process, err = identify(cmd.Process.Pid); err == nil {
 		err = g.state.save(c.Dir)
+	}
+	if err == nil && c.SharedKernel {
+		err = makePairs(c, cmd.Process.Pid)
 	}
 	if err == nil {
 		_, err = gate.Write([]byte("\n"))

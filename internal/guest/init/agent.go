@@ -25,9 +25,9 @@ type agent struct {
 	offOnce sync.Once
 }
 
-// serve tells the host that the guest is ready and works until it is asked to
-// power off.
-func serve(token string, procs *reaper) error {
+// serve tells the host by ready that the guest is usable and works until it is
+// asked to power off.
+func serve(token string, procs *reaper, ready func() error) error {
 	if token == "" {
 		return errors.New("boot file has no token")
 	}
@@ -37,7 +37,7 @@ func serve(token string, procs *reaper) error {
 	}
 	a := &agent{token: token, procs: procs, daemons: newDaemons(procs), off: make(chan struct{})}
 	go a.accept(l)
-	if err := report(control.StatusReady, ""); err != nil {
+	if err := ready(); err != nil {
 		return err
 	}
 	<-a.off

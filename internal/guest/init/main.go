@@ -4,6 +4,9 @@
 // namespace: it starts user-mode-linux, waits for it and ends, and the kernel
 // ends everything else in the namespace with it. Inside the guest, init makes
 // the system usable, then serves the agent or runs one command.
+//
+// `init host BOOTFILE` is process 1 of a guest that has namespaces of its own
+// and no kernel of its own.
 package main
 
 import (
@@ -20,6 +23,9 @@ import (
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "supervise" {
 		os.Exit(supervise(os.Args[2:]))
+	}
+	if len(os.Args) == 3 && os.Args[1] == "host" {
+		os.Exit(hostGuest(os.Args[2]))
 	}
 	if os.Getpid() != 1 || os.Getenv(control.BootEnv) == "" {
 		fmt.Fprintln(os.Stderr, "braid-guest-init runs as process 1 of a guest; see internal/guest")
@@ -61,7 +67,7 @@ func run(bootFile string) error {
 		unix.Sync()
 		return report(control.StatusExit, fmt.Sprint(code))
 	}
-	return serve(b.Token, procs)
+	return serve(b.Token, procs, func() error { return report(control.StatusReady, "") })
 }
 
 func readBoot(path string) (control.Boot, error) {

@@ -187,6 +187,21 @@ func mount(source, target, fstype string, flags uintptr, data string) error {
 // writeIdentity makes the files say which machine this is. /lib/modules gets
 // the name under which the kernel and modprobe look for modules.
 func writeIdentity(b control.Boot, release string) error {
+	if err := writeNames(b); err != nil {
+		return err
+	}
+	if err := os.MkdirAll("/lib/modules", 0o755); err != nil {
+		return err
+	}
+	err := os.Symlink(filepath.Join(b.ModuleDir, release), filepath.Join("/lib/modules", release))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return replaceCPUInfo(b.CPUMHz)
+}
+
+// writeNames sets the host name and writes the files that contain it.
+func writeNames(b control.Boot) error {
 	if err := unix.Sethostname([]byte(b.Hostname)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
@@ -200,14 +215,7 @@ func writeIdentity(b control.Boot, release string) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll("/lib/modules", 0o755); err != nil {
-		return err
-	}
-	err := os.Symlink(filepath.Join(b.ModuleDir, release), filepath.Join("/lib/modules", release))
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return replaceCPUInfo(b.CPUMHz)
+	return nil
 }
 
 // hostsFile is the content of /etc/hosts.
