@@ -11,6 +11,7 @@ import (
 	"braid.dev/braid/internal/driver/bandwidth"
 	"braid.dev/braid/internal/driver/bridge"
 	"braid.dev/braid/internal/driver/dummy"
+	"braid.dev/braid/internal/driver/ipvlan"
 	"braid.dev/braid/internal/driver/loopback"
 	"braid.dev/braid/internal/driver/macvlan"
 	"braid.dev/braid/internal/driver/passthru"
@@ -47,6 +48,7 @@ func Drivers(n Node) map[string]driver.Driver {
 	rules := masq.New(n.NS)
 	return map[string]driver.Driver{
 		"bridge":   bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
+		"ipvlan":   ipvlan.New(ipvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"macvlan":  macvlan.New(macvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"dummy":    dummy.New(dummy.Config{Sysctl: n.Sysctl}),
 		"loopback": loopback.New(),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -24,7 +25,9 @@ type Scenario struct {
 	// IPAM is the configuration's ipam object, empty for none.
 	IPAM string
 	// Args is the CNI_ARGS.
-	Args  string
+	Args string
+	// Prev is the result of the plugins before this one as JSON, empty for none.
+	Prev  string
 	Needs []kerneltest.Feature
 	// Node and Pod prepare the node after Subject.Node, and the container.
 	Node func(t testing.TB, node *netns.NS)
@@ -74,9 +77,14 @@ func (sc Scenario) world(t testing.TB, s Subject) (*World, Pod) {
 	return w, p
 }
 
-func (sc Scenario) spec(w *World, p Pod) driver.Spec {
+func (sc Scenario) spec(t testing.TB, w *World, p Pod) driver.Spec {
+	t.Helper()
 	s := w.Spec(p, sc.Conf(w.subject.Type))
 	s.Args = sc.Args
+	if sc.Prev != "" {
+		s.Prev = &current.Result{CNIVersion: current.ImplementedSpecVersion}
+		try(t, json.Unmarshal([]byte(sc.Prev), s.Prev))
+	}
 	return s
 }
 
@@ -86,7 +94,7 @@ func Golden(t *testing.T, s Subject, scenarios []Scenario) {
 	for _, sc := range scenarios {
 		t.Run(sc.Name, func(t *testing.T) {
 			w, p := sc.world(t, s)
-			spec := w.Attached(t, sc.spec(w, p))
+			spec := w.Attached(t, sc.spec(t, w, p))
 			text := sc.Conf(s.Type) + "\n" + w.Text(t, p) + "-- result\n" + Plain(t, spec.Prev)
 			if err := w.Driver.Check(t.Context(), spec); err != nil {
 				t.Errorf("Check of what was just built: %v", err)
@@ -120,9 +128,10 @@ func SameAsReference(t *testing.T, s Subject, scenarios []Scenario) {
 			if sc.Differs != "" {
 				t.Skip("different on purpose: " + sc.Differs)
 			}
+			comparedOnce(t, s, sc)
 			ours, ourPod := sc.world(t, s)
 			theirs, theirPod := sc.world(t, s)
-			a, b := sc.spec(ours, ourPod), sc.spec(theirs, theirPod)
+			a, b := sc.spec(t, ours, ourPod), sc.spec(t, theirs, theirPod)
 			ref := reference{dir: refplugin.Dir(t, s.Type, "static"), typ: s.Type}
 			a = ours.Attached(t, a)
 			res, err := ref.attach(t, theirs, b)
@@ -145,6 +154,22 @@ func SameAsReference(t *testing.T, s Subject, scenarios []Scenario) {
 	}
 }
 
+// comparedOnce skips in a guest what the host's kernel can do: every program
+// that starts there takes long.
+func comparedOnce(t *testing.T, s Subject, sc Scenario) {
+	t.Helper()
+	onlyGuest := func(f kerneltest.Feature) bool {
+		return !slices.Contains([]kerneltest.Feature{
+			kerneltest.NetNS, kerneltest.Veth, kerneltest.Bridge, kerneltest.Tap, kerneltest.Macvlan, kerneltest.NftInet,
+		}, f)
+	}
+	if inGuest() && !slices.ContainsFunc(slices.Concat(s.Needs, sc.Needs), onlyGuest) {
+		t.Skip("compared on the host's kernel in tier net")
+	}
+}
+
+func inGuest() bool { return os.Getenv(kerneltest.EnvTier) == string(kerneltest.Guest) }
+
 func same(t *testing.T, what, ours, theirs string) {
 	t.Helper()
 	if ours != theirs {
@@ -160,14 +185,15 @@ func SameRefusals(t *testing.T, s Subject, keys ...string) {
 			if s.Addresses == Required {
 				sc.IPAM = OneIPv4
 			}
+			comparedOnce(t, s, sc)
 			w, p := sc.world(t, s)
 			ref := reference{dir: refplugin.Dir(t, s.Type, "static"), typ: s.Type}
-			if _, err := ref.run(t, w, "ADD", sc.spec(w, p)); err == nil {
+			if _, err := ref.run(t, w, "ADD", sc.spec(t, w, p)); err == nil {
 				t.Error("the reference accepts it")
 			}
 			w, p = sc.world(t, s)
 			before := w.Text(t, p)
-			if _, err := w.Driver.Attach(t.Context(), sc.spec(w, p)); err == nil {
+			if _, err := w.Driver.Attach(t.Context(), sc.spec(t, w, p)); err == nil {
 				t.Error("the driver accepts it")
 			}
 			w.wantText(t, before, p)
@@ -182,7 +208,7 @@ func SameRefusals(t *testing.T, s Subject, keys ...string) {
 func Bench(b *testing.B, s Subject, sc Scenario, bare func(b *testing.B, w *World, p Pod) func() error) {
 	b.Run("driver", func(b *testing.B) {
 		w, p := sc.world(b, s)
-		spec := sc.spec(w, p)
+		spec := sc.spec(b, w, p)
 		for b.Loop() {
 			res, err := w.Driver.Attach(b.Context(), spec)
 			try(b, err)
@@ -193,7 +219,7 @@ func Bench(b *testing.B, s Subject, sc Scenario, bare func(b *testing.B, w *Worl
 	})
 	b.Run("reference", func(b *testing.B) {
 		w, p := sc.world(b, s)
-		spec := sc.spec(w, p)
+		spec := sc.spec(b, w, p)
 		ref := reference{dir: refplugin.Dir(b, s.Type, "static"), typ: s.Type}
 		for b.Loop() {
 			for _, verb := range []string{"ADD", "DEL"} {

@@ -23,6 +23,7 @@ var subject = drivertest.Subject{
 		{Name: "passthru", Keys: `"master":"up0","mode":"passthru"`},
 	},
 	MAC: true, MTU: true,
+	Observe: modeOf,
 	Tampering: []drivertest.Tampering{
 		{Name: "other mode", Keys: `"master":"up0"`, Want: "mode private, not bridge", Change: instead(rtnl.Stacked{Kind: "macvlan", Mode: "private"}, "up0")},
 		{Name: "other master", Keys: `"master":"up0"`, Want: "not on master up0", Change: instead(rtnl.Stacked{Kind: "macvlan"}, "up0-far")},
@@ -35,6 +36,19 @@ var subject = drivertest.Subject{
 			try(t, err)
 		}},
 	},
+}
+
+// modeOf adds the mode to what golden files say of net1.
+func modeOf(t testing.TB, _ *drivertest.World, p drivertest.Pod) string {
+	t.Helper()
+	h := drivertest.Handle(t, p.NS)
+	l, err := h.Link("net1")
+	if err != nil {
+		return "" // it is not there
+	}
+	mode, err := h.Mode(l.Index)
+	try(t, err)
+	return "net1 mode " + mode + "\n"
 }
 
 // instead puts a link with the same MAC in the place of net1.
