@@ -311,7 +311,14 @@ func (a *stacking) findParent() (rtnl.Link, error) {
 func (a *stacking) addLink(parent rtnl.Link) (rtnl.Link, error) {
 	link := a.Link
 	link.Kind, link.Name, link.Parent, link.NS = a.Kind, a.temporary(), parent.Index, a.spec.NetNS
-	if err := a.below().AddStacked(link); err != nil {
+	err := a.below().AddStacked(link)
+	if a.Kind == "vlan" && errors.Is(err, rtnl.ErrExists) {
+		// Or its last one has not quite ended yet.
+		return rtnl.Link{}, types.NewError(types.ErrTryAgainLater,
+			fmt.Sprintf("vlan %d of master %s is in use: one container, or the node itself, can have it", link.ID, parent.Name),
+			"for several containers in one VLAN use type bridge with vlan, or macvlan on a vlan link")
+	}
+	if err != nil {
 		return rtnl.Link{}, fmt.Errorf("on master %s: %w", parent.Name, err)
 	}
 	l, err := a.pod.Link(link.Name)

@@ -20,6 +20,7 @@ import (
 	"braid.dev/braid/internal/driver/sbr"
 	"braid.dev/braid/internal/driver/tap"
 	"braid.dev/braid/internal/driver/tuning"
+	"braid.dev/braid/internal/driver/vlan"
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/ipam/hostlocal"
 	"braid.dev/braid/internal/ipam/static"
@@ -48,6 +49,7 @@ func Drivers(n Node) map[string]driver.Driver {
 	rules := masq.New(n.NS)
 	return map[string]driver.Driver{
 		"bridge":   bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
+		"vlan":     vlan.New(vlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"ipvlan":   ipvlan.New(ipvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"macvlan":  macvlan.New(macvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"dummy":    dummy.New(dummy.Config{Sysctl: n.Sysctl}),
