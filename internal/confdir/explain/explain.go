@@ -216,17 +216,16 @@ func (e *explainer) loadCRIO() {
 			}
 			e.ignore(f.Path, "broken: %v", err)
 			continue
+		case e.unusable(n) != "":
+			e.ignore(f.Path, "%s: CRI-O skips the file", e.unusable(n))
+			e.dormant = append(e.dormant, n)
+			continue
 		case n.name == "":
 			n.name = f.Path
 		}
 		if same := slices.IndexFunc(good, func(g network) bool { return g.name == n.name }); same >= 0 {
 			e.ignore(f.Path, "a network named %q is already in %s", n.name, good[same].file)
 			e.find(SameName, "%s and %s both define the network %q; CRI-O keeps the first", good[same].file, f.Path, n.name)
-			continue
-		}
-		if missing := e.missingProgram(n); missing != "" {
-			e.ignore(f.Path, "the plugin %q has no binary: CRI-O skips the file", missing)
-			e.dormant = append(e.dormant, n)
 			continue
 		}
 		good = append(good, n)
@@ -243,6 +242,24 @@ func (e *explainer) loadCRIO() {
 		e.dormant = append(e.dormant, n)
 		e.ignore(n.file, "CRI-O attaches its default network only")
 	}
+}
+
+// unusable says why CRI-O, which asks all plugins of a file for their versions,
+// would skip it. Without knowing the programs nothing is said.
+func (e *explainer) unusable(n network) string {
+	if missing := e.missingProgram(n); missing != "" {
+		return fmt.Sprintf("the plugin %q has no binary", missing)
+	}
+	if e.Programs == nil {
+		return ""
+	}
+	for _, p := range n.plugins {
+		wanted := cmp.Or(n.version, "0.1.0")
+		if !slices.Contains(e.Programs[p.Network.Type].Versions, wanted) {
+			return fmt.Sprintf("the plugin %q does not support CNI %s", p.Network.Type, wanted)
+		}
+	}
+	return ""
 }
 
 // missingProgram is the first plugin type without a binary, if that is known.

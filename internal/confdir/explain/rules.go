@@ -195,7 +195,7 @@ func (e *explainer) checkCapabilities() {
 // checkAddresses looks for a first network that gives pods no address, among
 // the plugins that give one only through IPAM.
 func (e *explainer) checkAddresses() {
-	if len(e.loaded) == 0 {
+	if len(e.loaded) == 0 || e.Runtime.crio {
 		return
 	}
 	first := e.loaded[0]
@@ -241,7 +241,7 @@ func (e *explainer) checkCRIO() {
 		if e.DefaultNetwork != "" && n.file < used.file {
 			e.find(PinnedHides, "%s sorts before %s, and cni_default_network is %q", n.file, used.file, e.DefaultNetwork)
 		}
-		if !n.disableGC {
+		if !n.disableGC && e.unusable(n) == "" {
 			e.find(GCHazard, "%s defines the network %q: running pods on it would lose it when CRI-O is restarted", n.file, n.name)
 		}
 	}
@@ -293,7 +293,7 @@ func (e *explainer) checkAgents() {
 		e.find(ExclusiveAgent, "Cilium has renamed %s", strings.Join(renamed, ", "))
 	}
 	if cilium != "" && others > 0 {
-		e.find(MaybeExclusive, "%s lies beside %d other configurations", cilium, others)
+		e.find(MaybeExclusive, "%s is not alone; other configurations: %d", cilium, others)
 	}
 }
 
@@ -374,6 +374,6 @@ func (e *explainer) checkAttached() {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		e.find(OrphanedPods, "%d attachments to the network %q, which is not loaded", lost[name], name)
+		e.find(OrphanedPods, "the network %q is not loaded; attachments to it: %d", name, lost[name])
 	}
 }
