@@ -106,3 +106,20 @@ func TestConfExplainRefusesWhatItDoesNotKnow(t *testing.T) {
 		}
 	}
 }
+
+// The page shows what the command says about the two networks of its example.
+func TestConfExplainPageIsTrue(t *testing.T) {
+	dir := confDir(t,
+		"10-flannel.conflist", `{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel","delegate":{"isDefaultGateway":true}}]}`,
+		"20-cilium.conflist", `{"cniVersion":"0.3.1","name":"cilium","plugins":[{"type":"cilium-cni"}]}`)
+	out, code := runBraid(t, "conf", "explain", "--max-conf-num", "2", "--dir", dir)
+	page, err := os.ReadFile("../../docs/conf-explain.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, shown, _ := strings.Cut(string(page), "$ braid conf explain --max-conf-num 2\n")
+	shown, rest, found := strings.Cut(shown, "…")
+	if !found || rest == "" || !strings.HasPrefix(out, shown) || code != 0 {
+		t.Errorf("exit code %d, the command says\n%s\nthe page\n%s", code, out, shown)
+	}
+}

@@ -58,6 +58,7 @@ const (
 	StatusOfAll     Code = "status-of-all"
 
 	TwoDefaultRoutes Code = "two-default-routes"
+	SameSubnet       Code = "same-subnet"
 	SharedCapability Code = "shared-capability"
 	NoAddress        Code = "no-address"
 	DeadGateway      Code = "dead-gateway"
@@ -130,6 +131,8 @@ var Rules = map[Code]Rule{
 		"Set `cniVersion` 1.0.0 in secondary networks."},
 	TwoDefaultRoutes: {Warning, "Two networks bring a default route. Which one wins, and whether both stay, depends on which plugin runs first.",
 		"Take it from all but one: `isDefaultGateway` false and no default in `routes`. Braid's `confDirNetworks` decides it in its plan."},
+	SameSubnet: {Warning, "Two networks have subnets that overlap: the route of one covers addresses of the other, and which one is used depends on which plugin runs first.",
+		"Give each network a subnet of its own."},
 	SharedCapability: {Warning, "Two networks declare the same capability and both get its arguments; host ports, for example, are then mapped twice.",
 		"Leave the capability in the network that shall serve it."},
 	NoAddress: {Error, "The first network gives no address, and containerd refuses a pod without one on eth0.",

@@ -114,7 +114,7 @@ func Explain(in Input) Explanation {
 	}
 	e.ignoreOthers()
 	for _, rule := range []func(){
-		e.checkNone, e.checkNames, e.checkFiles, e.checkCounts, e.checkRoutes, e.checkCapabilities, e.checkAddresses,
+		e.checkNone, e.checkNames, e.checkFiles, e.checkCounts, e.checkRoutes, e.checkSubnets, e.checkCapabilities, e.checkAddresses,
 		e.checkVersions, e.checkCRIO, e.checkBraid, e.checkAgents, e.checkMultus, e.checkPrograms, e.checkAttached, e.checkSeen,
 	} {
 		rule()

@@ -164,6 +164,53 @@ func (n network) bringsDefault() bool {
 	return false
 }
 
+// checkSubnets looks for networks that are on-link to the same addresses.
+func (e *explainer) checkSubnets() {
+	for i, n := range e.loaded {
+		for j, before := range e.loaded[:i] {
+			if a, b, ok := overlap(before.subnets(), n.subnets()); ok {
+				e.find(SameSubnet, "%s of %s (eth%d) and %s of %s (eth%d) overlap", a, before.file, j, b, n.file, i)
+			}
+		}
+	}
+}
+
+func overlap(some, others []netip.Prefix) (a, b netip.Prefix, ok bool) {
+	for _, a := range some {
+		for _, b := range others {
+			if a.Overlaps(b) {
+				return a, b, true
+			}
+		}
+	}
+	return a, b, false
+}
+
+// subnets are those that the configuration of host-local and of dialects of it
+// names.
+func (n network) subnets() []netip.Prefix {
+	type subnet struct {
+		Subnet string `json:"subnet"`
+	}
+	var out []netip.Prefix
+	add := func(s subnet) {
+		if p, err := netip.ParsePrefix(s.Subnet); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	for _, p := range n.plugins {
+		single, _ := field[subnet](p.Bytes, "ipam")
+		add(single)
+		sets, _ := field[struct {
+			Ranges [][]subnet `json:"ranges"`
+		}](p.Bytes, "ipam")
+		for _, s := range slices.Concat(sets.Ranges...) {
+			add(s)
+		}
+	}
+	return out
+}
+
 func (e *explainer) checkCapabilities() {
 	in := map[string][]string{}
 	var names []string
