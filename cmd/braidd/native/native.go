@@ -21,6 +21,7 @@ import (
 	"braid.dev/braid/internal/driver/tap"
 	"braid.dev/braid/internal/driver/tuning"
 	"braid.dev/braid/internal/driver/vlan"
+	"braid.dev/braid/internal/driver/vrf"
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/ipam/hostlocal"
 	"braid.dev/braid/internal/ipam/static"
@@ -62,6 +63,7 @@ func Drivers(n Node) map[string]driver.Driver {
 		"portmap":   portmap.New(portmap.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"sbr":       sbr.New(),
 		"tuning":    tuning.New(tuning.Config{Sysctl: n.Sysctl, HostDirs: n.Dirs}),
+		"vrf":       vrf.New(),
 	}
 }
 
