@@ -162,23 +162,36 @@ func (n *NS) inside(fn func() error) error {
 	return err
 }
 
-// bindFresh moves a throw-away thread into a new namespace and binds that to
-// path. The thread stays locked, so it ends with the goroutine.
+// bindFresh makes a namespace and binds it to path. The thread that made it
+// must not stay in it: the namespace would outlive its deletion, for ever when
+// the thread is the program's first one, which Go never ends.
 func bindFresh(path string) error {
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("unshare: %w", err)
-			return
-		}
-		if err := unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
-			done <- fmt.Errorf("bind to %s: %w", path, err)
-			return
-		}
-		done <- nil
-	}()
+	go func() { done <- bindInside(path) }()
 	return <-done
+}
+
+// bindInside runs on a goroutine of its own, as NS.inside does.
+func bindInside(path string) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err = unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
+		err = fmt.Errorf("bind to %s: %w", path, err)
+	}
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("return from network namespace: %w", back))
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // makeDir prepares /run/netns as iproute2 does: a shared mount of its own, so

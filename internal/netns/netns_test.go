@@ -102,3 +102,33 @@ func TestOpenTellsAVanishedNamespace(t *testing.T) {
 		t.Errorf("Open of a mount namespace: %v, want a refusal", err)
 	}
 }
+
+// A thread that stayed behind would keep the namespace alive after Delete, and
+// with it the hardware that is in it.
+func TestNoThreadStaysInANewNamespace(t *testing.T) {
+	id := func(path string) (netns.ID, error) {
+		ns, err := netns.Open(path)
+		if err != nil {
+			return netns.ID{}, err
+		}
+		defer ns.Close()
+		return ns.ID()
+	}
+	for i := range 20 {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			want, err := newNS(t).ID()
+			if err != nil {
+				t.Fatal(err)
+			}
+			threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+			if err != nil || len(threads) == 0 {
+				t.Fatalf("threads: %v, %v", threads, err)
+			}
+			for _, path := range threads {
+				if got, err := id(path); err == nil && got == want {
+					t.Errorf("%s is in it", path)
+				}
+			}
+		})
+	}
+}
