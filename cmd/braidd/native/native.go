@@ -11,6 +11,7 @@ import (
 	"braid.dev/braid/internal/driver/bandwidth"
 	"braid.dev/braid/internal/driver/bridge"
 	"braid.dev/braid/internal/driver/dummy"
+	"braid.dev/braid/internal/driver/hostdev"
 	"braid.dev/braid/internal/driver/ipvlan"
 	"braid.dev/braid/internal/driver/loopback"
 	"braid.dev/braid/internal/driver/macvlan"
@@ -49,14 +50,15 @@ type Node struct {
 func Drivers(n Node) map[string]driver.Driver {
 	rules := masq.New(n.NS)
 	return map[string]driver.Driver{
-		"bridge":   bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
-		"vlan":     vlan.New(vlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
-		"ipvlan":   ipvlan.New(ipvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
-		"macvlan":  macvlan.New(macvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
-		"dummy":    dummy.New(dummy.Config{Sysctl: n.Sysctl}),
-		"loopback": loopback.New(),
-		"ptp":      ptp.New(ptp.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
-		"tap":      tap.New(tap.Config{Sysctl: n.Sysctl}),
+		"bridge":      bridge.New(bridge.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
+		"vlan":        vlan.New(vlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"ipvlan":      ipvlan.New(ipvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"macvlan":     macvlan.New(macvlan.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"dummy":       dummy.New(dummy.Config{Sysctl: n.Sysctl}),
+		"host-device": hostdev.New(hostdev.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
+		"loopback":    loopback.New(),
+		"ptp":         ptp.New(ptp.Config{HostNS: n.NS, Sysctl: n.Sysctl, Masq: rules}),
+		"tap":         tap.New(tap.Config{Sysctl: n.Sysctl}),
 
 		"bandwidth": bandwidth.New(bandwidth.Config{HostNS: n.NS}),
 		"passthru":  passthru.New(),
