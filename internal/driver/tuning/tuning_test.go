@@ -31,7 +31,7 @@ var subject = drivertest.Subject{
 	New: func(*netns.NS) driver.Driver {
 		return tuning.New(tuning.Config{DataDir: dataDir(), Allowlist: "/nonexistent"})
 	},
-	Prev: drivertest.Veth([]string{"10.1.0.5/24 10.1.0.1", "fd00:1::5/64 fd00:1::1"}, "10.99.0.0/16"),
+	Prev: prev,
 	Variants: []drivertest.Variant{
 		{Name: "everything", Keys: everything},
 		{Name: "mtu", Keys: `"mtu":1300`},
@@ -52,6 +52,14 @@ var subject = drivertest.Subject{
 		{Name: "txQLen", Want: "transmit queue", Change: link(func(h *rtnl.Handle, i int) error { return h.SetTxQLen(i, 5) })},
 		{Name: "link removed", Want: "net1", Change: link((*rtnl.Handle).Del)},
 	},
+}
+
+// prev makes a veth with a transmit queue that is the same in every kernel.
+func prev(t testing.TB, w *drivertest.World, p drivertest.Pod) *current.Result {
+	t.Helper()
+	res := drivertest.Veth([]string{"10.1.0.5/24 10.1.0.1", "fd00:1::5/64 fd00:1::1"}, "10.99.0.0/16")(t, w, p)
+	link(func(h *rtnl.Handle, i int) error { return h.SetTxQLen(i, 1000) })(t, w, p)
+	return res
 }
 
 func TestMain(m *testing.M) { drivertest.Main(m, subject) }
