@@ -37,6 +37,8 @@ type Stacked struct {
 	HostNS *netns.NS
 	// Sysctl is where the node's /proc/sys/net can be written.
 	Sysctl rtnl.Sysctl
+	// Remover removes the links.
+	Remover *rtnl.Remover
 	// Parse decides what a configuration asks for. Its errors are CNI errors.
 	Parse func(Spec) (Stack, error)
 }
@@ -361,7 +363,7 @@ func (a *stacking) removeLink() error {
 		if l.Kind != a.Kind || name == a.spec.IfName && !a.ours(l) {
 			continue
 		}
-		if err := a.pod.Del(l.Index); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
+		if err := a.Remover.Del(a.pod, l.Index); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
 			return err
 		}
 	}

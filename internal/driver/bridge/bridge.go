@@ -42,11 +42,12 @@ func New(cfg Config) driver.Driver {
 	if cfg.Masq == nil {
 		cfg.Masq = masq.New(cfg.HostNS)
 	}
-	return &bridge{Config: cfg, inUse: map[string]*use{}}
+	return &bridge{Config: cfg, remover: rtnl.NewRemover(), inUse: map[string]*use{}}
 }
 
 type bridge struct {
 	Config
+	remover *rtnl.Remover
 
 	mu    sync.Mutex
 	inUse map[string]*use // by bridge, while an Attach works on it

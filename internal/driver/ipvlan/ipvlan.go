@@ -23,7 +23,9 @@ type Config struct {
 
 // New returns the driver for plugin type "ipvlan".
 func New(cfg Config) driver.Driver {
-	return &driver.Stacked{Kind: "ipvlan", HostNS: cfg.HostNS, Sysctl: cfg.Sysctl, Parse: parse}
+	return &driver.Stacked{
+		Kind: "ipvlan", HostNS: cfg.HostNS, Sysctl: cfg.Sysctl, Remover: rtnl.NewRemover(), Parse: parse,
+	}
 }
 
 // conf is the configuration. The README says what each key means.

@@ -21,7 +21,9 @@ type Config struct {
 
 // New returns the driver for plugin type "macvlan".
 func New(cfg Config) driver.Driver {
-	return &driver.Stacked{Kind: "macvlan", HostNS: cfg.HostNS, Sysctl: cfg.Sysctl, Parse: parse}
+	return &driver.Stacked{
+		Kind: "macvlan", HostNS: cfg.HostNS, Sysctl: cfg.Sysctl, Remover: rtnl.NewRemover(), Parse: parse,
+	}
 }
 
 // conf is the configuration. The README says what each key means.

@@ -22,7 +22,9 @@ type Config struct {
 
 // New returns the driver for plugin type "vlan".
 func New(cfg Config) driver.Driver {
-	return &driver.Stacked{Kind: "vlan", HostNS: cfg.HostNS, Sysctl: cfg.Sysctl, Parse: parse}
+	return &driver.Stacked{
+		Kind: "vlan", HostNS: cfg.HostNS, Sysctl: cfg.Sysctl, Remover: rtnl.NewRemover(), Parse: parse,
+	}
 }
 
 // conf is the configuration. The README says what each key means.
