@@ -189,7 +189,7 @@ func planWorkload(in plan.Input, w manifest.Workload) planned {
 func show(a plan.Attachment) plannedAttachment {
 	out := plannedAttachment{
 		Network: a.Network, IfName: a.IfName, Driver: a.Config.Plugins[0].Type,
-		IPs: a.IPs, MAC: a.MAC, DefaultRoute: a.Default, Reasons: a.Reasons,
+		IPs: a.IPs, MAC: a.MAC, DefaultRoute: a.DefaultRoute, Reasons: a.Reasons,
 	}
 	if out.IPs == nil {
 		out.IPs = []string{}

@@ -24,6 +24,7 @@ import (
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/rtnl"
 	"braid.dev/braid/internal/store"
 )
 
@@ -58,6 +59,9 @@ type Attacher struct {
 type Attached struct {
 	plan.Attachment
 	Result *current.Result
+	// Notes say what became of its routes, where that was not its own choice.
+	// An Add that answers with stored results has none.
+	Notes []string
 }
 
 // Add makes every attachment of p true in the namespace, in order. On error
@@ -214,9 +218,17 @@ type progress struct {
 }
 
 // attachAll attaches one after the other. A result is stored while the next
-// attachment is being made; all are stored when it returns nil.
+// attachment is being made; all are stored when it returns nil. The last one
+// comes after the routes are settled: as long as it is missing, a repeated
+// request begins anew.
 func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) error {
 	var writes errgroup.Group
+	store := func(i int) {
+		key, raw := pr.records[i].Key(), pr.records[i].Result
+		writes.Go(func() error { return a.Store.Attached(ctx, key, raw) })
+	}
+	decide := reach.NS != nil && routesMatter(pr.attachments())
+	var brought [][]rtnl.Route
 	for i := range pr.records {
 		c := chain{a, pr.records[i], reach}
 		result, touched, err := c.attach(ctx)
@@ -228,10 +240,64 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 			return errors.Join(err, writes.Wait())
 		}
 		pr.done = append(pr.done, Attached{Attachment: c.record.Attachment, Result: result})
-		key, raw := pr.records[i].Key(), pr.records[i].Result
-		writes.Go(func() error { return a.Store.Attached(ctx, key, raw) })
+		if decide {
+			lifted, err := liftDefaults(reach.NS)
+			if err != nil {
+				return errors.Join(fmt.Errorf("attach %s (%s): default routes: %w", c.record.Attachment.IfName, c.record.Attachment.Network, err), writes.Wait())
+			}
+			brought = append(brought, lifted)
+		}
+		if i+1 < len(pr.records) {
+			store(i)
+		}
+	}
+	if decide {
+		// What is stored already is stored again if it changed: not before.
+		if err := writes.Wait(); err != nil {
+			return err
+		}
+		if err := pr.settle(brought, reach.NS, store); err != nil {
+			return errors.Join(err, writes.Wait())
+		}
+	}
+	if last := len(pr.records) - 1; last >= 0 {
+		store(last)
 	}
 	return writes.Wait()
+}
+
+func (pr *progress) attachments() []plan.Attachment {
+	var list []plan.Attachment
+	for _, r := range pr.records {
+		list = append(list, r.Attachment)
+	}
+	return list
+}
+
+// settle decides on the default routes, puts them in, and has the results that
+// change because of it stored.
+func (pr *progress) settle(brought [][]rtnl.Route, ns *netns.NS, store func(i int)) error {
+	s, err := settle(pr.done, brought)
+	if err == nil {
+		err = s.put(ns, pr.done)
+	}
+	if err != nil {
+		return err
+	}
+	for i := range pr.done {
+		pr.done[i].Notes = s.notes[i]
+		if pr.done[i].Result == s.results[i] {
+			continue
+		}
+		pr.done[i].Result = s.results[i]
+		if pr.records[i].Result, err = json.Marshal(s.results[i]); err != nil {
+			return err
+		}
+		if i+1 < len(pr.records) {
+			store(i)
+		}
+	}
+	return nil
 }
 
 // rollback undoes an ADD, last attachment first, and forgets what is gone.

@@ -69,6 +69,10 @@ func Build(in Input) (Plan, error) {
 	for i := range p.Attachments {
 		p.Attachments[i].foresee()
 	}
+	if err := decideRoutes(p.Attachments); err != nil {
+		return Plan{}, err
+	}
+	explainOverlaps(p.Attachments)
 	return p, nil
 }
 
@@ -163,6 +167,7 @@ func (a *Attachment) configure(in Input, s Selection) (err error) {
 	if err := a.expand(in); err != nil {
 		return err
 	}
+	a.Claim = s.DefaultRoute
 	return a.ask(s)
 }
 

@@ -165,6 +165,13 @@ func writeAttachment(t *testing.T, b *strings.Builder, a plan.Attachment) {
 	if len(a.IPs) > 0 || a.MAC != "" {
 		fmt.Fprintf(b, "    known: %s\n", strings.TrimSpace(strings.Join(a.IPs, " ")+" "+a.MAC))
 	}
+	if a.DefaultRoute != a.Default || a.Claim != nil {
+		fmt.Fprintf(b, "    default route: %v", a.DefaultRoute)
+		if a.Claim != nil {
+			fmt.Fprintf(b, ", asked for by %v", a.Claim.Gateways)
+		}
+		b.WriteString("\n")
+	}
 	for _, p := range a.Config.Plugins {
 		var conf bytes.Buffer
 		if err := json.Compact(&conf, p.Conf); err != nil {
@@ -297,6 +304,7 @@ func FuzzBuild(f *testing.F) {
 	}
 	f.Add(`[{"name":"a","cni-args":{"x":{"y":[1,null]}}}]`, `{"type":"a","name":"b","args":{"cni":{"x":1e400,"x":2}}}`)
 	f.Add(`[{"name":"a","ips":["10.0.0.1","10.0.0.2"]}]`, `{"cniVersion":"0.4.0","plugins":[{"type":"a","args":null,"ipam":{"type":"host-local"}}]}`)
+	f.Add(`[{"name":"a","default-route":[]},{"name":"b","default-route":["fd00::1"],"ips":["fd00::2/64"]}]`, `{"type":"bridge","ipam":{"type":"static","routes":[{"dst":"::/0"},{"dst":"x"}]}}`)
 	f.Fuzz(func(t *testing.T, annotation, config string) {
 		in := input(annotation)
 		in.Definition = func(namespace, name string) (plan.Definition, bool) {
@@ -318,6 +326,15 @@ func FuzzBuild(f *testing.F) {
 			t.Fatalf("a plan without JSON form: %v", err)
 		}
 		seen := map[string]bool{}
+		owners := 0
+		for _, a := range p.Attachments {
+			if a.DefaultRoute {
+				owners++
+			}
+		}
+		if owners != 1 {
+			t.Fatalf("%d attachments have the default route: %+v", owners, p.Attachments)
+		}
 		for i, a := range p.Attachments {
 			if seen[a.IfName] || a.IfName == "" || len(a.IfName) > 15 || a.Default != (i == 0) || len(a.Reasons) == 0 {
 				t.Fatalf("attachment %d: %+v", i, a)

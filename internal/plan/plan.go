@@ -73,6 +73,12 @@ type Attachment struct {
 	IPs []string `json:"ips,omitempty"`
 	// MAC is the hardware address that the pod asks for.
 	MAC string `json:"mac,omitempty"`
+	// DefaultRoute says that the pod's default route is to lead through this
+	// attachment, as far as that is known before it is attached. One attachment
+	// of a plan has it.
+	DefaultRoute bool `json:"defaultRoute,omitempty"`
+	// Claim is what the pod asks for with default-route, nil without it.
+	Claim *RouteClaim `json:"claim,omitempty"`
 	// CNIArgs is appended to the CNI_ARGS of the request, such as
 	// "IP=10.20.1.11/24;MAC=02:00:00:00:00:01", for plugins that know only
 	// this older way of asking.

@@ -52,6 +52,9 @@ type Selection struct {
 	PortMappings []PortMapping
 	Bandwidth    *Bandwidth
 	DeviceID     string
+	// DefaultRoute is nil when the pod does not ask, which is not the same as
+	// asking without a gateway.
+	DefaultRoute *RouteClaim
 }
 
 // PortMapping forwards a port of the node, in the form of the portMappings
@@ -155,7 +158,7 @@ var elementKeys = map[string]func(s *Selection, value json.RawMessage) error{
 	"portMappings":         readPortMappings,
 	"bandwidth":            readBandwidth,
 	"deviceID":             func(s *Selection, v json.RawMessage) error { return readText(v, &s.DeviceID) },
-	"default-route":        unsupported,
+	"default-route":        readDefaultRoute,
 	"ipam-claim-reference": unsupported,
 }
 

@@ -40,6 +40,8 @@ var goodAnnotations = []annotationCase{
 	{`[{"name": "a", "infiniband-guid": "c2:b0:57:49:47:f1:00:06"}]`, "{Name: a, InfinibandGUID: c2:b0:57:49:47:f1:00:06}"},
 	{`[{"name": "a", "cni-args": {"x": 1.000, "y": {"z": null}}}]`, `{Name: a, CNIArgs: {"x":1.000,"y":{"z":null}}}`},
 	{`[{"name": "a", "cni-args": {}}]`, "{Name: a}"},
+	{`[{"name": "a", "default-route": []}]`, "{Name: a, DefaultRoute: {}}"},
+	{`[{"name": "a", "default-route": ["10.0.0.1", "fd00::1"]}]`, `{Name: a, DefaultRoute: {"gateways":["10.0.0.1","fd00::1"]}}`},
 	{`[{"name": "a", "deviceID": "0000:03:02.3"}]`, "{Name: a, DeviceID: 0000:03:02.3}"},
 	{`[{"name": "a", "portMappings": [{"hostPort": 8080, "containerPort": 80}]}]`,
 		`{Name: a, PortMappings: [{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`},
@@ -107,8 +109,12 @@ var badAnnotations = []annotationCase{
 	{`[{"name": "a", "mac": "c2:b0:57:49:47:f1:00:06"}]`, "no address of 6 bytes"},
 	{`[{"name": "a", "infiniband-guid": "02:00:00:00:00:01"}]`, "no address of 8 bytes"},
 	{`[{"name": "a", "cni-args": ["x"]}]`, "cni-args: want an object { }, have a list"},
-	{`[{"name": "a", "default-route": []}]`, "default-route: not supported yet"},
-	{`[{"name": "a", "default-route": ["10.0.0.1"]}]`, "default-route: not supported yet"},
+	{`[{"name": "a", "default-route": "10.0.0.1"}]`, "default-route: want a list [ ], have a string"},
+	{`[{"name": "a", "default-route": [7]}]`, "default-route: element 1: want a string, have a number"},
+	{`[{"name": "a", "default-route": ["gw"]}]`, `default-route: element 1, "gw": no IP address`},
+	{`[{"name": "a", "default-route": ["10.0.0.1/24"]}]`, "a gateway has no prefix length"},
+	{`[{"name": "a", "default-route": ["10.0.0.1", "fd00::1", "10.0.0.2"]}]`, "element 3, \"10.0.0.2\": a second gateway of the same family"},
+	{`[{"name": "a", "default-route": ["0.0.0.0"]}]`, "no address of a pod"},
 	{`[{"name": "a", "ipam-claim-reference": "c"}]`, "ipam-claim-reference: not supported yet"},
 	{`[{"name": "a", "IPs": ["10.0.0.1"]}]`, `key "IPs": unknown (did you mean "ips"?)`},
 	{`[{"name": "a", "colour": "red"}]`, `key "colour": unknown;`},
@@ -186,6 +192,7 @@ func selectionsText(t *testing.T, list []plan.Selection) string {
 			{"PortMappings", js(s.PortMappings), len(s.PortMappings) > 0},
 			{"Bandwidth", js(s.Bandwidth), s.Bandwidth != nil},
 			{"DeviceID", s.DeviceID, s.DeviceID != ""},
+			{"DefaultRoute", js(s.DefaultRoute), s.DefaultRoute != nil},
 		} {
 			if kv.set {
 				f = append(f, kv.key+": "+kv.value)

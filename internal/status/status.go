@@ -28,6 +28,8 @@ type Outcome struct {
 	// Result is what the attachment's chain returned. It may be nil, because
 	// CNI lets a plugin return nothing.
 	Result *current.Result
+	// Notes say what became of its routes, for the event.
+	Notes []string
 }
 
 // Entry is one element of the annotation (specification 1.3, section 5.3).
@@ -47,6 +49,9 @@ type Entry struct {
 	DNS     DNS  `json:"dns"`
 	// Gateway holds the gateways of the default routes that the network brought.
 	Gateway []string `json:"gateway,omitempty"`
+	// DefaultRoute holds the gateways that the pod asked for with default-route
+	// (specification 1.3, section 5.3).
+	DefaultRoute []string `json:"default-route,omitempty"`
 }
 
 // DNS is what the network says about name resolution.
@@ -89,6 +94,12 @@ func (o Outcome) entries() []Entry {
 	for _, gw := range gateways(r) {
 		i := reaches(gw, r, byIndex)
 		all[i].Gateway = append(all[i].Gateway, gw.String())
+	}
+	if c := o.Attachment.Claim; c != nil {
+		for _, gw := range c.Gateways {
+			i := reaches(gw, r, byIndex)
+			all[i].DefaultRoute = append(all[i].DefaultRoute, gw.String())
+		}
 	}
 	if o.Attachment.Default {
 		all[defaultEntry(r, byIndex)].Default = true
@@ -204,7 +215,7 @@ func defaultEntry(r *current.Result, byIndex map[int]int) int {
 }
 
 // Added is the sentence of the event that tells of one attachment, such as
-// "Add net1 [10.20.1.11/24] from default/vlan-2001".
+// "Add net1 [10.20.1.11/24] from default/vlan-2001", with notes behind it.
 func Added(o Outcome) string {
 	var addrs []string
 	if o.Result != nil {
@@ -214,5 +225,6 @@ func Added(o Outcome) string {
 			}
 		}
 	}
-	return fmt.Sprintf("Add %s [%s] from %s", o.Attachment.IfName, strings.Join(addrs, " "), o.Attachment.Network)
+	added := fmt.Sprintf("Add %s [%s] from %s", o.Attachment.IfName, strings.Join(addrs, " "), o.Attachment.Network)
+	return strings.Join(append([]string{added}, o.Notes...), "; ")
 }

@@ -3,6 +3,7 @@ package status
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"testing"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -212,6 +213,20 @@ func TestEventSaysWhatWasAdded(t *testing.T) {
 		if got := Added(tc.o); got != tc.want {
 			t.Errorf("got %q, want %q", got, tc.want)
 		}
+	}
+	noted := outcome(t, "d/l2", "net3", false, "")
+	noted.Notes = []string{"one", "two"}
+	if got := Added(noted); got != "Add net3 [] from d/l2; one; two" {
+		t.Errorf("with notes: %q", got)
+	}
+}
+
+func TestEntrySaysWhichDefaultRouteThePodAskedFor(t *testing.T) {
+	o := outcome(t, "default/lan", "net1", false, `{"interfaces":[{"name":"net1","sandbox":"/x"}],"ips":[{"address":"10.0.0.2/24","interface":0}],"routes":[{"dst":"0.0.0.0/0","gw":"10.0.0.9"}]}`)
+	o.Attachment.Claim = &plan.RouteClaim{Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.9")}}
+	e := Entries([]Outcome{o})
+	if len(e) != 1 || !slices.Equal(e[0].DefaultRoute, []string{"10.0.0.9"}) || !slices.Equal(e[0].Gateway, []string{"10.0.0.9"}) {
+		t.Errorf("entries %+v", e)
 	}
 }
 
