@@ -74,7 +74,9 @@ func labUp(name *string) *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVar(&cfg.Nodes, "nodes", 2, "number of nodes, 0 to 9; without any there is only the control plane")
-	cmd.Flags().StringVar(&cfg.NodeKernel, "node-kernel", "uml", "kernel of the nodes: uml")
+	cmd.Flags().StringVar(&cfg.NodeKernel, "node-kernel", "uml", "kernel of the nodes: uml, one of their own, or host, this machine's")
+	cmd.Flags().StringVar(&cfg.CNI, "cni", "bridge", "default network: "+strings.Join(lab.CNIs, ", "))
+	cmd.Flags().IntVar(&cfg.MaxConfNum, "max-conf-num", 1, "configurations of the conf dir that containerd loads for every pod")
 	cmd.Flags().IntVar(&cfg.NodeMemoryMiB, "node-memory", 3072, "memory of each node in MiB; it is taken as it is used")
 	cmd.Flags().BoolVar(&cfg.Keep, "keep", false, "leave everything in place when the lab does not come up")
 	return cmd

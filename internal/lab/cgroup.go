@@ -53,7 +53,65 @@ func (c cgroup) open() (*os.File, error) {
 
 func (c cgroup) exists() bool {
 	_, err := os.Stat(c.dir)
-	return err == nil
+	return err == nil || len(c.legacy()) > 0
+}
+
+// root is the path of the group of a node on the machine's kernel, as a
+// kubelet names it: the same in every hierarchy.
+func (c cgroup) root(n node) string { return "/" + filepath.Base(c.dir) + "/" + n.Name }
+
+// createFor makes the group of a node in every version 1 hierarchy of the
+// machine. A group of cpuset is of no use before it has processors and memory.
+func (c cgroup) createFor(n node) error {
+	for _, h := range c.hierarchies() {
+		for _, dir := range []string{filepath.Join(h, filepath.Base(c.dir)), filepath.Join(h, c.root(n))} {
+			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("create cgroup: %w", err)
+			}
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+				inherited, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file))
+				if errors.Is(err, fs.ErrNotExist) {
+					continue // another hierarchy
+				}
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(filepath.Join(dir, file), inherited, 0); err != nil {
+					return fmt.Errorf("create cgroup: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// hierarchies are the directories of the version 1 hierarchies, if any.
+func (c cgroup) hierarchies() []string {
+	unified := filepath.Dir(c.dir)
+	if filepath.Base(unified) != "unified" {
+		return nil
+	}
+	// The pattern is well-formed, which is all that can be wrong.
+	all, _ := filepath.Glob(filepath.Join(filepath.Dir(unified), "*", "cgroup.procs"))
+	var list []string
+	for _, file := range all {
+		if dir := filepath.Dir(file); dir != unified {
+			list = append(list, dir)
+		}
+	}
+	return list
+}
+
+// legacy lists the groups of the lab in version 1 hierarchies.
+func (c cgroup) legacy() []string {
+	var list []string
+	for _, h := range c.hierarchies() {
+		dir := filepath.Join(h, filepath.Base(c.dir))
+		if _, err := os.Stat(dir); err == nil {
+			list = append(list, dir)
+		}
+	}
+	return list
 }
 
 // populated reports whether a process is left in it or below.
@@ -71,6 +129,9 @@ func (c cgroup) remove(ctx context.Context, progress *Progress) error {
 	if !c.exists() {
 		return nil
 	}
+	if err := c.create(); err != nil { // only legacy ones may be left
+		return err
+	}
 	wait := Wait{What: "the processes in " + c.dir + " to end", Limit: 20 * time.Second, Every: 10 * time.Millisecond}
 	return progress.Wait(ctx, wait, func(context.Context) error {
 		// Again each time: a process that was just being started into the
@@ -80,6 +141,11 @@ func (c cgroup) remove(ctx context.Context, progress *Progress) error {
 		}
 		if still, err := c.populated(); err != nil || still {
 			return errors.Join(err, fmt.Errorf("still running: %s", c.describe()))
+		}
+		for _, dir := range c.legacy() {
+			if err := removeTree(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 		return removeTree(c.dir)
 	})

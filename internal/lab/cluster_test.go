@@ -197,10 +197,14 @@ func TestClusterControlPlaneAlone(t *testing.T) {
 // are those of its progress.
 func TestClusterRemovedAfterUpWasKilled(t *testing.T) {
 	needCluster(t)
-	for _, moment := range []string{"network namespace, bridges", "its kernel runs", "containerd runs"} {
-		t.Run("at "+moment, func(t *testing.T) {
+	for _, at := range []struct{ kernel, moment string }{
+		{"uml", "network namespace, bridges"}, {"uml", "its kernel runs"}, {"uml", "containerd runs"},
+		{"host", "its namespaces are there"}, {"host", "containerd runs"}, {"host", "Ready, pods are in"},
+	} {
+		t.Run(at.kernel+" at "+at.moment, func(t *testing.T) {
 			world := observeHost(t, "labtest-k")
-			up := startUp(t, "labtest-k", moment)
+			t.Setenv(envKernel, at.kernel)
+			up := startUp(t, "labtest-k", at.moment)
 			world.sawNamespace(t)
 			if err := up.Process.Kill(); err != nil {
 				t.Fatal(err)
@@ -281,13 +285,16 @@ func TestClusterIsChangedByOneProcessAtATime(t *testing.T) {
 // envUp makes the test binary a `lab up` of the lab it names.
 const envUp = "BRAID_LAB_TEST_UP"
 
+// envKernel is the kernel of that lab's nodes.
+const envKernel = "BRAID_LAB_TEST_KERNEL"
+
 func TestMain(m *testing.M) {
 	name := os.Getenv(envUp)
 	if name == "" {
 		os.Exit(m.Run())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	_, err := Up(ctx, Config{Name: name, Progress: os.Stdout})
+	_, err := Up(ctx, Config{Name: name, NodeKernel: os.Getenv(envKernel), Progress: os.Stdout})
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -381,6 +388,9 @@ func (h *hostView) nothingLeft(t *testing.T) {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left (%v)", path, err)
 		}
+	}
+	if groups, err := filepath.Glob("/sys/fs/cgroup/*/braid-lab-" + h.Name); err != nil || len(groups) > 0 {
+		t.Errorf("cgroups are left: %v, %v", groups, err)
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 
 	"braid.dev/braid/internal/netns"
 )
@@ -22,9 +24,15 @@ type Config struct {
 	// ControlPlaneOnly makes a lab without nodes and without external host: an
 	// API server to talk to, up within seconds.
 	ControlPlaneOnly bool
-	// NodeKernel is the kind of kernel that nodes run on: "uml", which is what
-	// empty means.
+	// NodeKernel is the kind of kernel that nodes run on: "uml", one of their
+	// own, which is what empty means, or "host", the machine's, in namespaces
+	// of their own.
 	NodeKernel string
+	// CNI is the default network; "bridge" when empty. See CNIs.
+	CNI string
+	// MaxConfNum is how many configurations of the conf dir containerd loads
+	// for every pod; 1 when zero.
+	MaxConfNum int
 	// NodeMemoryMiB is the memory of each node; 3072 when zero. The machine
 	// gives it page by page, as the node uses it.
 	NodeMemoryMiB int
@@ -105,16 +113,22 @@ func (c Config) complete() (Config, error) {
 		c.Nodes = cmp.Or(c.Nodes, 2)
 	}
 	c.NodeKernel = cmp.Or(c.NodeKernel, "uml")
+	c.CNI = cmp.Or(c.CNI, "bridge")
+	c.MaxConfNum = cmp.Or(c.MaxConfNum, 1)
 	c.NodeMemoryMiB = cmp.Or(c.NodeMemoryMiB, 3072)
 	switch {
 	case checkName(c.Name) != nil:
 		return c, checkName(c.Name)
 	case c.Nodes < 0 || c.Nodes > 9:
 		return c, fmt.Errorf("%d nodes: a lab has 1 to 9", c.Nodes)
-	case c.NodeKernel == "host":
-		return c, fmt.Errorf("node kernel %q: nodes on the machine's own kernel do not exist yet; leave it out, or say uml", c.NodeKernel)
-	case c.NodeKernel != "uml":
-		return c, fmt.Errorf("node kernel %q: there is only uml", c.NodeKernel)
+	case c.NodeKernel != "uml" && c.NodeKernel != "host":
+		return c, fmt.Errorf("node kernel %q: there are uml and host", c.NodeKernel)
+	case !slices.Contains(CNIs, c.CNI):
+		return c, fmt.Errorf("default network %q: there are %s", c.CNI, strings.Join(CNIs, ", "))
+	case c.cilium() && c.NodeKernel != "host":
+		return c, fmt.Errorf("default network %s: Cilium's eBPF programs need the machine's own kernel: --node-kernel=host", c.CNI)
+	case c.MaxConfNum < 0:
+		return c, fmt.Errorf("max_conf_num %d: 1 or more", c.MaxConfNum)
 	case c.NodeMemoryMiB < 512:
 		return c, fmt.Errorf("%d MiB for a node: kubelet and containerd need 512", c.NodeMemoryMiB)
 	}

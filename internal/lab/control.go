@@ -117,7 +117,7 @@ func (b *builder) startControlPlane(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return b.startOperator()
 }
 
 func (b *builder) start(c component) error {

@@ -3,8 +3,11 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -27,11 +30,11 @@ var hostPrograms = map[string]string{
 var errNotRoot = errors.New("a lab makes network namespaces, cgroups and mounts: run this as root")
 
 // checkHost says what the machine lacks, all of it at once.
-func checkHost() error {
+func checkHost(cfg Config) error {
 	if os.Geteuid() != 0 {
 		return errNotRoot
 	}
-	missing := missingPackages(func(program string) bool {
+	missing := cfg.missingPackages(func(program string) bool {
 		_, err := exec.LookPath(program)
 		return err == nil
 	})
@@ -41,19 +44,27 @@ func checkHost() error {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return fmt.Errorf("links to guests are taps: %w", err)
 	}
-	_, err := cgroupRoot("/sys/fs/cgroup")
+	root, err := cgroupRoot("/sys/fs/cgroup")
+	if err == nil && cfg.NodeKernel == "host" && filepath.Base(root) != "unified" {
+		return errors.New("nodes on the machine's own kernel need a machine with cgroup v1 hierarchies beside v2: leave --node-kernel out")
+	}
 	return err
 }
 
-func missingPackages(installed func(program string) bool) []string {
+func (c Config) missingPackages(installed func(program string) bool) []string {
 	absent := map[string]bool{}
-	for program, pkg := range hostPrograms {
+	programs, packages := maps.Clone(hostPrograms), slices.Clone(Packages)
+	if c.cilium() {
+		maps.Copy(programs, ciliumHostPrograms)
+		packages = append(packages, ciliumPackages...)
+	}
+	for program, pkg := range programs {
 		if !installed(program) {
 			absent[pkg] = true
 		}
 	}
 	var missing []string
-	for _, pkg := range Packages {
+	for _, pkg := range packages {
 		if absent[pkg] {
 			missing = append(missing, pkg)
 		}

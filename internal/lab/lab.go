@@ -36,7 +36,7 @@ func Up(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	}
 	progress := NewProgress(cfg.Progress)
 	p := paths{cfg.Name}
-	if err := checkHost(); err != nil {
+	if err := checkHost(cfg); err != nil {
 		return nil, err
 	}
 	unlock, err := lock(p)
@@ -51,7 +51,11 @@ func Up(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{paths: p, cfg: cfg, bin: bin, progress: progress, apiReady: make(chan struct{}), subnets: newExchange(cfg.Nodes)}
+	source, err := cfg.ciliumSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{paths: p, cfg: cfg, bin: bin, ciliumSource: source, progress: progress, apiReady: make(chan struct{}), subnets: newExchange(cfg.Nodes)}
 	defer func() {
 		if err != nil {
 			err = b.abandon(ctx, err)
@@ -74,6 +78,10 @@ func existing(ctx context.Context, p paths, cfg Config, progress *Progress) (*La
 			return nil, fmt.Errorf("lab %s is already running with %d nodes, not %d: `braid lab down --name %s` first",
 				p.Name, len(l.state.Nodes), cfg.Nodes, p.Name)
 		}
+		if l.state.CNI != cfg.CNI || l.state.NodeKernel != cfg.NodeKernel || l.state.MaxConfNum != cfg.MaxConfNum {
+			return nil, fmt.Errorf("lab %s is already running with --cni=%s --node-kernel=%s --max-conf-num=%d: `braid lab down --name %s` first",
+				p.Name, l.state.CNI, l.state.NodeKernel, l.state.MaxConfNum, p.Name)
+		}
 		return l, nil
 	}
 	left, err := remains(p)
@@ -91,7 +99,7 @@ func prepare(ctx context.Context, cfg Config, progress *Progress) (Binaries, []s
 	if err != nil {
 		return nil, nil, err
 	}
-	bin, err := Build(ctx, BuildConfig{Source: cfg.Source, Cache: cache, Progress: progress})
+	bin, err := Build(ctx, BuildConfig{Source: cfg.Source, Cache: cache, Only: cfg.programs(), Progress: progress})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -105,9 +113,11 @@ type builder struct {
 	cfg      Config
 	bin      Binaries
 	progress *Progress
-	world    world
-	api      *api
-	subnets  *exchange
+	// ciliumSource is the directory of Cilium's sources, when it is needed.
+	ciliumSource string
+	world        world
+	api          *api
+	subnets      *exchange
 	// apiReady is closed when the API server answers.
 	apiReady chan struct{}
 	ledger   ledger
@@ -175,6 +185,13 @@ func (b *builder) makeWorld(ctx context.Context) (err error) {
 	}
 	if err := group.create(); err != nil {
 		return err
+	}
+	if b.cfg.NodeKernel == "host" {
+		for _, n := range b.cfg.nodes() {
+			if err := group.createFor(n); err != nil {
+				return err
+			}
+		}
 	}
 	ns, err := netns.New(b.netnsName())
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 
 func TestConfigIsCompletedOrRefused(t *testing.T) {
 	zero, err := Config{}.complete()
-	if err != nil || zero.Name != "braid" || zero.Nodes != 2 || zero.NodeKernel != "uml" || zero.NodeMemoryMiB != 3072 {
+	if err != nil || zero.Name != "braid" || zero.Nodes != 2 || zero.NodeKernel != "uml" || zero.NodeMemoryMiB != 3072 || zero.CNI != "bridge" || zero.MaxConfNum != 1 {
 		t.Errorf("the zero value became %+v, %v", zero, err)
 	}
 	alone, err := Config{ControlPlaneOnly: true, Nodes: 3}.complete()
@@ -39,8 +39,11 @@ func TestConfigIsCompletedOrRefused(t *testing.T) {
 		{Config{Name: strings.Repeat("a", 21)}, "lab name"},
 		{Config{Nodes: 10}, "10 nodes"},
 		{Config{Nodes: -1}, "-1 nodes"},
-		{Config{NodeKernel: "host"}, "do not exist yet"},
-		{Config{NodeKernel: "qemu"}, "only uml"},
+		{Config{NodeKernel: "qemu"}, "uml and host"},
+		{Config{CNI: "calico"}, "flannel-host-gw, cilium"},
+		{Config{CNI: "cilium"}, "--node-kernel=host"},
+		{Config{CNI: "flannel-host-gw+cilium", NodeKernel: "uml"}, "--node-kernel=host"},
+		{Config{MaxConfNum: -1}, "max_conf_num -1"},
 		{Config{NodeMemoryMiB: 100}, "100 MiB"},
 	} {
 		if _, err := tc.cfg.complete(); err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -88,7 +91,7 @@ func TestNodeFilesAreWhatTheProgramsExpect(t *testing.T) {
 				`{"bridge":"cni0","hairpinMode":true,"ipam":{"ranges":[[{"subnet":"10.244.3.0/24"}]],"type":"host-local"},"isDefaultGateway":true,"type":"bridge"},` +
 				`{"capabilities":{"portMappings":true},"type":"portmap"}]}`},
 		"routes": {routeScript(n, others), "ip route replace 10.244.0.0/24 via 172.30.0.12\n"},
-		"kube-proxy": {string(proxyConfig(n)), `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+		"kube-proxy": {string(Config{CNI: "bridge"}.proxyConfig(n)), `apiVersion: kubeproxy.config.k8s.io/v1alpha1
 bindAddress: 172.30.0.11
 clientConnection:
   kubeconfig: /etc/kubernetes/proxy.kubeconfig
@@ -96,11 +99,19 @@ clusterCIDR: 10.244.0.0/16
 conntrack:
   maxPerCore: 0
   min: 0
+  tcpCloseWaitTimeout: 0s
+  tcpEstablishedTimeout: 0s
 detectLocalMode: ClusterCIDR
 hostnameOverride: node1
 kind: KubeProxyConfiguration
 mode: iptables
+oomScoreAdj: 0
 `},
+		"flannel": {string(flannelConfig("host-gw")) + string(flannelNetwork()),
+			`{"Backend":{"Type":"host-gw"},"EnableNFTables":false,"Network":"10.244.0.0/16"}` +
+				`{"cniVersion":"0.3.1","name":"cbr0","plugins":[` +
+				`{"delegate":{"hairpinMode":true,"isDefaultGateway":true},"type":"flannel"},` +
+				`{"capabilities":{"portMappings":true},"type":"portmap"}]}`},
 		"links of the host": {hostLinks(), `link set lo up
 link add braidmgmt type bridge
 addr add 172.30.0.1/24 dev braidmgmt
@@ -211,12 +222,14 @@ users:
 }
 
 func TestKubeletConfigIsValidYAMLOfItsKind(t *testing.T) {
-	var config map[string]any
-	if err := yaml.Unmarshal(kubeletConfig(), &config); err != nil {
-		t.Fatal(err)
-	}
-	if config["kind"] != "KubeletConfiguration" || config["cgroupDriver"] != "cgroupfs" {
-		t.Errorf("%v", config)
+	for kernel, root := range map[string]any{"uml": nil, "host": "/braid-lab-x/node1"} {
+		var config map[string]any
+		if err := yaml.Unmarshal(Config{NodeKernel: kernel}.kubeletConfig("/braid-lab-x/node1"), &config); err != nil {
+			t.Fatal(err)
+		}
+		if config["kind"] != "KubeletConfiguration" || config["cgroupDriver"] != "cgroupfs" || config["cgroupRoot"] != root {
+			t.Errorf("%s: %v", kernel, config)
+		}
 	}
 }
 
@@ -227,7 +240,7 @@ func TestToolBlocksAndProgramTableAgree(t *testing.T) {
 	}
 	inTable := map[string][]string{}
 	for _, p := range programs() {
-		if p.Module != "." {
+		if !strings.HasPrefix(p.Package, modulePath+"/") {
 			inTable[p.Module] = append(inTable[p.Module], p.Package)
 		}
 	}
@@ -285,6 +298,12 @@ func TestFingerprintFollowsEveryInput(t *testing.T) {
 	write("m/go.sum", "sum")
 	write("m/go.mod", "module m // changed")
 	ids = append(ids, fingerprint(base, "go1"))
+	own := program{Name: "y", Module: "m", Package: modulePath + "/m"}
+	write("m/go.mod", "module m")
+	write("m/main.go", "package main")
+	ids = append(ids, fingerprint(own, "go1"))
+	write("m/main.go", "package main // changed")
+	ids = append(ids, fingerprint(own, "go1"))
 	slices.Sort(ids)
 	if distinct := slices.Compact(slices.Clone(ids)); len(distinct) != len(ids) {
 		t.Errorf("an input does not count: %v", ids)
@@ -465,8 +484,12 @@ func TestExchangeEndsWhenAnotherNodeCannotCome(t *testing.T) {
 }
 
 func TestMissingPackagesAreNamedOnceInOrder(t *testing.T) {
-	got := missingPackages(func(program string) bool { return program != "ip" && program != "linux.uml" })
+	got := Config{}.missingPackages(func(program string) bool { return program != "ip" && program != "linux.uml" && program != "clang-19" })
 	if diff := cmp.Diff([]string{"user-mode-linux", "iproute2"}, got); diff != "" {
+		t.Error(diff)
+	}
+	got = Config{CNI: "cilium"}.missingPackages(func(program string) bool { return program != "ip" && program != "clang-19" })
+	if diff := cmp.Diff([]string{"iproute2", "clang-19"}, got); diff != "" {
 		t.Error(diff)
 	}
 	for program, pkg := range hostPrograms {

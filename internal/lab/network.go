@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -27,8 +28,12 @@ func wireHost(ctx context.Context, p paths) error { return ipBatch(ctx, p, hostL
 // routePods lets the API server, and whoever else is in the lab's namespace,
 // reach pods by their addresses.
 func (b *builder) routePods(ctx context.Context) error {
+	onCilium, err := b.ciliumRoutes(ctx)
+	if err != nil {
+		return fmt.Errorf("routes to pods on Cilium: %w", err)
+	}
 	var s strings.Builder
-	for _, n := range b.subnets.all {
+	for _, n := range slices.Concat(b.subnets.all, onCilium) {
 		fmt.Fprintf(&s, "route replace %s via %s\n", n.Subnet, n.Node.Addr)
 	}
 	return ipBatch(ctx, b.paths, s.String())

@@ -61,11 +61,12 @@ func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, er
 		hosts[other.Name] = other.Addr
 	}
 	g, err := guest.Start(ctx, guest.Config{
-		Name:      n.Name,
-		MemoryMiB: m.memoryMiB,
-		Dir:       b.guest(n.Name),
-		NetNS:     b.netns(),
-		Cgroup:    b.world.group.dir,
+		SharedKernel: b.cfg.NodeKernel == "host" && n.Name != External,
+		Name:         n.Name,
+		MemoryMiB:    m.memoryMiB,
+		Dir:          b.guest(n.Name),
+		NetNS:        b.netns(),
+		Cgroup:       b.world.group.dir,
 		NICs: []guest.NIC{
 			{Name: mgmtNIC, Tap: n.Tap + "m", Bridge: mgmtBridge, Addr: netip.PrefixFrom(n.Addr, mgmtNet.Bits()), Gateway: mgmtHost},
 			{Name: TrunkNIC, Tap: n.Tap + "t", Bridge: trunk},
@@ -77,7 +78,11 @@ func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, er
 	if err != nil {
 		return nil, err
 	}
-	b.progress.Printf("%s: its kernel runs at %s", n.Name, n.Addr)
+	if n.Name != External && b.cfg.NodeKernel == "host" {
+		b.progress.Printf("%s: its namespaces are there, at %s", n.Name, n.Addr)
+	} else {
+		b.progress.Printf("%s: its kernel runs at %s", n.Name, n.Addr)
+	}
 	return g, nil
 }
 
@@ -118,9 +123,9 @@ func (b *builder) startNode(ctx context.Context, n node, images []string) error 
 // furnish writes the node's files and links its programs into place.
 func (b *builder) furnish(ctx context.Context, g *guest.Guest, n node) error {
 	files := map[string][]byte{
-		"/etc/containerd/config.toml":  []byte(containerdConfig),
-		"/etc/kubernetes/kubelet.yaml": kubeletConfig(),
-		"/etc/kubernetes/proxy.yaml":   proxyConfig(n),
+		"/etc/containerd/config.toml":  b.cfg.containerdConfig(),
+		"/etc/kubernetes/kubelet.yaml": b.cfg.kubeletConfig(b.world.group.root(n)),
+		"/etc/kubernetes/proxy.yaml":   b.cfg.proxyConfig(n),
 	}
 	for to, from := range map[string]string{
 		"/etc/kubernetes/ca.crt":             b.pki("ca.crt"),
@@ -128,6 +133,8 @@ func (b *builder) furnish(ctx context.Context, g *guest.Guest, n node) error {
 		"/etc/kubernetes/kubelet.key":        b.pki(n.Name + ".key"),
 		"/etc/kubernetes/kubelet.kubeconfig": b.kubeconfig(n.Name),
 		"/etc/kubernetes/proxy.kubeconfig":   b.kubeconfig("kube-proxy"),
+		// For what a DaemonSet with rights of its own would do.
+		"/etc/kubernetes/admin.kubeconfig": b.kubeconfig("admin"),
 	} {
 		data, err := os.ReadFile(from)
 		if err != nil {
@@ -154,6 +161,10 @@ func (b *builder) furnishScript() string {
 	for _, path := range referencePlugins {
 		name := filepath.Base(path)
 		fmt.Fprintf(&s, "ln -sf '%s' '/opt/cni/bin/%s'\n", b.bin[name], name)
+	}
+	s.WriteString(b.networkScript())
+	if b.cfg.NodeKernel == "host" {
+		return s.String()
 	}
 	// The guest's kernel has no nf_tables for IP; its iptables is the old one.
 	for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"} {
@@ -251,13 +262,10 @@ func (b *builder) connect(ctx context.Context, g *guest.Guest, n node, subnet ne
 	if err != nil {
 		return err
 	}
-	if err := script(ctx, g, routeScript(n, all)); err != nil {
-		return fmt.Errorf("routes to the other nodes: %w", err)
+	if err := b.startNetwork(ctx, g, n, all); err != nil {
+		return fmt.Errorf("default network %s: %w", b.cfg.CNI, err)
 	}
-	if err := g.WriteFile(ctx, "/etc/cni/net.d/10-default.conflist", defaultNetwork(subnet), 0o644); err != nil {
-		return err
-	}
-	wait := Wait{What: "node " + n.Name + " to be Ready", Limit: 120 * time.Second}
+	wait := Wait{What: "node " + n.Name + " to be Ready", Limit: 240 * time.Second}
 	err = b.progress.Wait(ctx, wait, func(ctx context.Context) error {
 		if err := b.alive(); err != nil {
 			return err
@@ -304,9 +312,9 @@ func defaultNetwork(subnet netip.Prefix) []byte {
 	}, json.Marshal)
 }
 
-func kubeletConfig() []byte {
+func (c Config) kubeletConfig(cgroupRoot string) []byte {
 	type m = map[string]any
-	return render(m{
+	config := m{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1",
 		"kind":       "KubeletConfiguration",
 		"authentication": m{
@@ -327,10 +335,16 @@ func kubeletConfig() []byte {
 		// The guest's kernel has no cpuset controller, which this would use.
 		"enforceNodeAllocatable": []string{"none"},
 		"volumePluginDir":        "/var/lib/kubelet/plugins/volume",
-	}, yaml.Marshal)
+	}
+	if c.NodeKernel == "host" {
+		config["cgroupRoot"] = cgroupRoot
+		config["failCgroupV1"] = false
+		config["oomScoreAdj"] = 0 // a lower one may not be permitted
+	}
+	return render(config, yaml.Marshal)
 }
 
-func proxyConfig(n node) []byte {
+func (c Config) proxyConfig(n node) []byte {
 	type m = map[string]any
 	return render(m{
 		"apiVersion":       "kubeproxy.config.k8s.io/v1alpha1",
@@ -339,10 +353,11 @@ func proxyConfig(n node) []byte {
 		"hostnameOverride": n.Name,
 		"bindAddress":      n.Addr.String(),
 		"detectLocalMode":  "ClusterCIDR",
-		"clusterCIDR":      podNet.String(),
+		"clusterCIDR":      c.podNet().String(),
+		"oomScoreAdj":      0,
 		"clientConnection": m{"kubeconfig": "/etc/kubernetes/proxy.kubeconfig"},
 		// The guest's table is sized by its memory.
-		"conntrack": m{"maxPerCore": 0, "min": 0},
+		"conntrack": m{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
 	}, yaml.Marshal)
 }
 
@@ -356,8 +371,13 @@ func render(v any, marshal func(any) ([]byte, error)) []byte {
 }
 
 // containerdConfig is the same on every node. One configuration of the
-// directory is loaded, as on a cluster that was set up with defaults.
-const containerdConfig = `version = 3
+// directory is loaded, as on a cluster that was set up with defaults, unless
+// the lab was asked for more.
+func (c Config) containerdConfig() []byte {
+	return fmt.Appendf(nil, containerdTemplate, c.NodeKernel == "host", c.MaxConfNum)
+}
+
+const containerdTemplate = `version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.btrfs"]
@@ -371,10 +391,11 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.zf
     sandbox = "` + pauseImage + `"
 
 [plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = %[1]t
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = ["/opt/cni/bin"]
     conf_dir = "/etc/cni/net.d"
-    max_conf_num = 1
+    max_conf_num = %[2]d
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = "runc"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]

@@ -22,6 +22,9 @@ type program struct {
 	Module string
 	// Package is the import path of the main package.
 	Package string
+	// For is the part of a lab that alone needs the program, such as "flannel";
+	// empty when every lab does.
+	For string
 	// Tags and LDFlags are passed to go build when not empty.
 	Tags, LDFlags string
 }
@@ -62,6 +65,7 @@ func programs() []program {
 			LDFlags: "-s -w -X " + pluginsModule + "/pkg/utils/buildversion.BuildVersion=" + pluginsVersion,
 		})
 	}
+	list = append(list, networkPrograms()...)
 	return append(list,
 		program{Name: "cnitool", Module: "lab/cni", Package: "github.com/containernetworking/cni/cnitool", LDFlags: "-s -w"},
 		program{Name: "pause", Module: ".", Package: "braid.dev/braid/internal/lab/pause", LDFlags: "-s -w"},
@@ -77,12 +81,12 @@ var referencePlugins = []string{
 	"meta/portmap", "meta/bandwidth", "meta/firewall", "meta/tuning", "meta/sbr", "meta/vrf",
 }
 
-// selectPrograms returns the programs with the given names, all of them when
-// there are none.
+// selectPrograms returns the programs with the given names; when there are
+// none, those that every lab needs.
 func selectPrograms(names []string) ([]program, error) {
 	all := programs()
 	if len(names) == 0 {
-		return all, nil
+		return slices.DeleteFunc(all, func(p program) bool { return p.For != "" }), nil
 	}
 	var out []program
 	for _, name := range names {
@@ -109,15 +113,16 @@ func (p program) fingerprint(root, goVersion string) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%s\n%s\n%s\n%s\n", goVersion, p.Package, p.Tags, p.LDFlags, "CGO_ENABLED=0")
 	inputs := []string{filepath.Join(p.Module, "go.mod"), filepath.Join(p.Module, "go.sum")}
-	if p.Module == "." {
-		// A program of this repository uses the standard library only; its
-		// sources are what it depends on.
-		dir := strings.TrimPrefix(p.Package, modulePath+"/")
+	if dir, own := strings.CutPrefix(p.Package, modulePath+"/"); own {
+		// A program of this repository depends on its sources, too. One of the
+		// main module uses the standard library only.
 		files, err := filepath.Glob(filepath.Join(root, dir, "*.go"))
 		if err != nil || len(files) == 0 {
 			return "", fmt.Errorf("no Go files in %s", filepath.Join(root, dir))
 		}
-		inputs = nil
+		if p.Module == "." {
+			inputs = nil
+		}
 		for _, f := range files {
 			inputs = append(inputs, filepath.Join(dir, filepath.Base(f)))
 		}

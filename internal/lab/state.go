@@ -21,10 +21,13 @@ import (
 // A state is what is written down of a lab, for the commands that come after
 // the one that brought it up. Removing a lab does not depend on it.
 type state struct {
-	Name    string    `json:"name"`
-	Up      bool      `json:"up"`
-	Created time.Time `json:"created"`
-	Nodes   []node    `json:"nodes"`
+	Name       string    `json:"name"`
+	Up         bool      `json:"up"`
+	Created    time.Time `json:"created"`
+	CNI        string    `json:"cni"`
+	NodeKernel string    `json:"nodeKernel"`
+	MaxConfNum int       `json:"maxConfNum"`
+	Nodes      []node    `json:"nodes"`
 	// Guests are the nodes and the external host.
 	Guests    []node     `json:"guests"`
 	Binaries  Binaries   `json:"binaries"`
@@ -32,7 +35,8 @@ type state struct {
 }
 
 func newState(cfg Config, bin Binaries) state {
-	return state{Name: cfg.Name, Created: time.Now().UTC(), Nodes: cfg.nodes(), Guests: cfg.guests(), Binaries: bin}
+	return state{Name: cfg.Name, Created: time.Now().UTC(), CNI: cfg.CNI, NodeKernel: cfg.NodeKernel, MaxConfNum: cfg.MaxConfNum,
+		Nodes: cfg.nodes(), Guests: cfg.guests(), Binaries: bin}
 }
 
 func readState(p paths) (state, error) {

@@ -1,0 +1,56 @@
+package lab
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"braid.dev/braid/internal/kerneltest"
+)
+
+// TestClusterProfiles brings up a lab of each kind with two nodes, and has pods
+// reach each other across them.
+func TestClusterProfiles(t *testing.T) {
+	needCluster(t)
+	for _, tc := range []struct {
+		cni, kernel string
+		// proof is something on node1 that only this default network makes.
+		proof, want string
+	}{
+		{"bridge", "host", "ip -o -4 addr show dev cni0", "10.244."},
+		{"flannel", "uml", "ip -d link show flannel.1", "vxlan id 1"},
+		{"flannel", "host", "ip -d link show flannel.1", "vxlan id 1"},
+		{"flannel-host-gw", "uml", "ip route; cat " + flannelSubnetFile, "via 172.30.0.12 dev eth0"},
+		{"cilium", "host", "cilium-dbg status --brief; ls /etc/cni/net.d", "OK\n05-cilium.conflist"},
+	} {
+		t.Run(strings.ReplaceAll(tc.cni, "+", "-")+" on "+tc.kernel, func(t *testing.T) {
+			ctx, l := upProfile(t, Config{CNI: tc.cni, NodeKernel: tc.kernel})
+			podsTalk(ctx, t, l)
+			if out, err := l.NodeRun(ctx, "node1", "sh", "-c", tc.proof); err != nil || !strings.Contains(out, tc.want) {
+				t.Errorf("%s: %v, not %q in\n%s", tc.proof, err, tc.want, out)
+			}
+		})
+	}
+}
+
+// upProfile brings up a lab that is removed, and leaves nothing, when the test
+// ends.
+func upProfile(t *testing.T, cfg Config) (context.Context, *Lab) {
+	t.Helper()
+	if cfg.NodeKernel == "host" {
+		kerneltest.Need(t, kerneltest.Veth)
+	}
+	cfg.Name, cfg.Progress = "labtest-p", os.Stderr
+	world := observeHost(t, cfg.Name)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	t.Cleanup(cancel)
+	t.Cleanup(func() { world.downLeavesNothing(t) })
+	l, err := Up(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	world.sawNamespace(t)
+	return ctx, l
+}
