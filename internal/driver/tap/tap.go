@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"strconv"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -69,6 +70,9 @@ func parse(s driver.Spec) (conf, error) {
 	}
 	if c.MTU != 0 && (c.MTU < 68 || c.MTU > 65521) {
 		return c, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("mtu %d is not between 68 and 65521", c.MTU), "")
+	}
+	if strings.HasPrefix(c.SELinuxContext, "-") { // would be an option of runcon
+		return c, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("selinuxContext %q is none", c.SELinuxContext), "")
 	}
 	if c.IPAM.Type != "" && s.IPAM == nil {
 		return c, types.NewError(types.ErrInternal, fmt.Sprintf("no address delegate for ipam type %q", c.IPAM.Type), "")

@@ -105,7 +105,7 @@ func TestSameAsTheReferencePlugin(t *testing.T) {
 }
 
 func TestRefusesWhatTheReferencePluginRefuses(t *testing.T) {
-	drivertest.SameRefusals(t, subject, `"bridge":"none"`, `"mac":"zz"`, `"mtu":7`, `"owner":"root"`)
+	drivertest.SameRefusals(t, subject, `"bridge":"none"`, `"mac":"zz"`, `"mtu":7`, `"owner":"root"`, `"selinuxContext":"-t"`)
 }
 
 // hand runs programs as the shim does, in the namespace of the test's node.
