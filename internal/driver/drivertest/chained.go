@@ -86,6 +86,36 @@ func SameAsReferenceInChain(t *testing.T, s Subject, scenarios []Scenario) {
 	}
 }
 
+// BenchInChain is Bench for a driver behind others, without the bare requests.
+// What the reference plugin leaves to those, repair removes between its rounds.
+func BenchInChain(b *testing.B, s Subject, sc Scenario, repair func(w *World, p Pod) error) {
+	b.Run("driver", func(b *testing.B) {
+		w, p := sc.world(b, s)
+		spec := w.Spec(p, sc.Conf(s.Type))
+		for b.Loop() {
+			res, err := w.Driver.Attach(b.Context(), spec)
+			try(b, err)
+			done := spec
+			done.Prev = res
+			try(b, w.Driver.Detach(b.Context(), done))
+		}
+	})
+	b.Run("reference", func(b *testing.B) {
+		w, p := sc.world(b, s)
+		spec := w.Spec(p, sc.Conf(s.Type))
+		ref := reference{dir: refplugin.Dir(b, s.Type), typ: s.Type}
+		for b.Loop() {
+			for _, verb := range []string{"ADD", "DEL"} {
+				_, err := ref.run(b, w, verb, spec)
+				try(b, err)
+			}
+			b.StopTimer()
+			try(b, repair(w, p))
+			b.StartTimer()
+		}
+	})
+}
+
 // Configure gives a link of the container what the result says.
 func Configure(t testing.TB, ns *netns.NS, name string, res *current.Result) error {
 	t.Helper()

@@ -244,7 +244,15 @@ func ask(t *testing.T, node, pod *netns.NS, client netip.Addr) error {
 }
 
 func BenchmarkAttachDetach(b *testing.B) {
-	drivertest.Bench(b, behind(drivertest.Veth(dual)), drivertest.Scenario{}, nil)
+	drivertest.BenchInChain(b, behind(drivertest.Veth(dual)), drivertest.Scenario{}, func(_ *drivertest.World, p drivertest.Pod) error {
+		// The kernel drops all routes of a link that goes down, and makes those
+		// that come with addresses when it comes up.
+		h := drivertest.Handle(b, p.NS)
+		l, err := h.Link("net1")
+		try(b, err)
+		try(b, h.SetDown(l.Index))
+		return h.SetUp(l.Index)
+	})
 }
 
 func try(t testing.TB, err error) {
