@@ -166,6 +166,55 @@ func TestTapWithAnSELinuxContextIsMadeByAProgramOfTheHost(t *testing.T) {
 	}
 }
 
+// envHost is set in the test's second life, where /dev/net is empty as it is in
+// braidd's container. It holds the mount namespace of the first.
+const envHost = "BRAID_TEST_TAP_HOST"
+
+// outside runs programs in the host's mount namespace, where the tap device is.
+type outside struct{ hand }
+
+func (o *outside) Exec(ctx context.Context, p driver.Program) ([]byte, error) {
+	p.Args = append([]string{"--mount=" + os.Getenv(envHost), "--", p.Name}, p.Args...)
+	p.Name = "nsenter"
+	return o.hand.Exec(ctx, p)
+}
+
+func TestTapIsMadeOnTheHostWhereTheDaemonHasNoTapDevice(t *testing.T) {
+	if os.Getenv(envHost) == "" {
+		kerneltest.Need(t, kerneltest.Tap)
+		cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", `mount -t tmpfs none /dev/net && exec "$@"`, "sh",
+			os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=/proc/%d/ns/mnt", envHost, os.Getpid()), kerneltest.EnvTier+"=")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+			t.Fatalf("without /dev/net/tun: %v\n%s", err, out)
+		}
+		return
+	}
+	s := subject
+	s.Needs = nil // it cannot do that here
+	w := drivertest.NewWorld(t, s)
+	p := w.Pod(t)
+	spec := w.Spec(p, drivertest.Scenario{Keys: `"multiQueue":true,"owner":1000,"mtu":1400`, IPAM: drivertest.OneIPv4}.Conf("tap"))
+	// The name of the namespace is mounted here only.
+	spec.NetNSPath = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), p.NS.Fd())
+	if _, err := w.Driver.Attach(t.Context(), spec); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a hand on the host: %v", err)
+	}
+	h := &outside{hand{ns: w.Node}}
+	spec.Host = h
+	spec = w.Attached(t, spec)
+	if len(h.seen) != 1 || !strings.Contains(taps(t, w, p), "tap net1 multiqueue owner 1000") {
+		t.Errorf("programs %v made %s", h.seen, taps(t, w, p))
+	}
+	if err := w.Driver.Check(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+	if err := w.Driver.Detach(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestProgramThatFailsLeavesNothing(t *testing.T) {
 	w := drivertest.NewWorld(t, subject)
 	p := w.Pod(t)
