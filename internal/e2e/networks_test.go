@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestClusterDefaultRouteThroughTheNetworkThePodAsksFor(t *testing.T) {
+	h := shared
+	h.network(t, "routed", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"braidextra1","isDefaultGateway":true,
+  "ipam":{"type":"host-local","dataDir":"`+h.path("addresses")+`","subnet":"10.78.0.0/24"}}]}`)
+	for networks, c := range map[string]struct{ route, kept, event string }{
+		"routed":                                 {"0.0.0.0/0 via 10.76.0.1 dev eth0", "10.76.0.1", "by 10.78.0.1 is not kept, as that of eth0 comes first"},
+		`[{"name":"routed","default-route":[]}]`: {"0.0.0.0/0 via 10.78.0.1 dev net1", "10.78.0.1", "by 10.76.0.1 is not kept, as that of net1 is asked for by the pod"},
+	} {
+		t.Run(c.kept, func(t *testing.T) {
+			p := h.newPod(t, networks)
+			result, err := p.cnitool(t.Context(), "add")
+			if err != nil {
+				t.Fatal(err)
+			}
+			inside := p.inside(t)
+			if !strings.Contains(inside, c.route) || strings.Count(inside, "0.0.0.0/0") != 1 {
+				t.Errorf("the default route is not %s alone:\n%s", c.route, inside)
+			}
+			if ours := c.kept == "10.76.0.1"; strings.Contains(result, `"0.0.0.0/0"`) != ours {
+				t.Errorf("the runtime is told %s", result)
+			}
+			gateways := p.get(t, `{.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+			if strings.Count(gateways, `"gateway"`) != 1 || !strings.Contains(gateways, `"`+c.kept+`"`) {
+				t.Errorf("network-status %s", gateways)
+			}
+			h.eventSays(t, p, c.event)
+			mustRun(t, p, "check")
+			mustRun(t, p, "del")
+			h.nothingLeft(t, p)
+		})
+	}
+}
+
+// Flannel first and another network second, as seed 000 has it by the runtime's
+// own max_conf_num. There is no program flannel on this host.
+func TestClusterEveryPodGetsFlannelAndASecondNetwork(t *testing.T) {
+	h := shared
+	const settings = "pluginTimeout: 3s\n"
+	files := map[string]string{
+		"braidd.yaml": settings + "confDirNetworks: 2\n",
+		"subnet.env":  "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.9.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+		"conf/05-flannel.conflist": `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel","subnetFile":"` + h.path("subnet.env") + `",
+			"ipam":{"dataDir":"` + h.path("addresses") + `"},"delegate":{"bridge":"braidflannel0","isDefaultGateway":true}}]}`,
+	}
+	for name, text := range files {
+		if err := os.WriteFile(h.path(name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.restart(t)
+	t.Cleanup(func() {
+		for _, name := range []string{"conf/05-flannel.conflist", "subnet.env"} {
+			if err := os.Remove(h.path(name)); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.WriteFile(h.path("braidd.yaml"), []byte(settings), 0o644); err != nil {
+			t.Error(err)
+		}
+		if err := h.kill(); err != nil {
+			t.Error(err)
+		}
+		if err := h.start(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	h.extraNetwork(t)
+	p := h.newPod(t, "extra")
+	mustRun(t, p, "add")
+	inside := p.inside(t)
+	for _, want := range []string{"10.244.9.", "10.244.0.0/16 via 10.244.9.1 dev eth0", "0.0.0.0/0 via 10.244.9.1 dev eth0", "eth1", "10.76.0.", "net1", "10.77.0."} {
+		if !strings.Contains(inside, want) {
+			t.Errorf("no %q in the pod:\n%s", want, inside)
+		}
+	}
+	if strings.Count(inside, "0.0.0.0/0") != 1 {
+		t.Errorf("more than one default route:\n%s", inside)
+	}
+	status := p.get(t, `{.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+	for _, want := range []string{`"cbr0"`, `"default-net"`, `"eth1"`, `"default/extra"`} {
+		if !strings.Contains(status, want) {
+			t.Errorf("no %s in the network-status %s", want, status)
+		}
+	}
+	mustRun(t, p, "check")
+	mustRun(t, p, "del")
+	h.nothingLeft(t, p)
+}
