@@ -118,7 +118,7 @@ func TestClusterBadInputIsAClearErrorAndLeavesNothing(t *testing.T) {
 		"address outside":         {`[{"name":"extra","ips":["10.78.0.5"]}]`, "10.78.0.5"},
 		"address malformed":       {`[{"name":"extra","ips":["10.77.0.300"]}]`, "10.77.0.300"},
 		"bridge without uplink":   {"no-uplink", "nosuch0"},
-		"macvlan without master":  {"no-master", "run macvlan ADD: Link not found"},
+		"macvlan without master":  {"no-master", "master nosuch0: there is no such link"},
 		"plugin missing":          {"no-such-plugin", "no-such-plugin"},
 		"plugin not executable":   {"not-executable", "not executable"},
 		"plugin hangs":            {"hangs", "hangs"},
