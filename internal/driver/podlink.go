@@ -25,6 +25,8 @@ type PodLink struct {
 	// Kind is the kernel's, as in rtnl.Link.
 	Kind string
 	Pod  *rtnl.Handle
+	// Remover removes the link; nil waits until the kernel has freed it.
+	Remover *rtnl.Remover
 }
 
 // OpenPod opens the container's namespace, which must be there.
@@ -115,7 +117,7 @@ func (p PodLink) Remove() error {
 		if !p.marked(l) && !p.unmarkedButOurs(l) {
 			continue
 		}
-		if err := p.Pod.Del(l.Index); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
+		if err := p.Remover.Del(p.Pod, l.Index); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
 			return err
 		}
 	}

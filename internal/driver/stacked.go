@@ -2,13 +2,10 @@ package driver
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -18,18 +15,12 @@ import (
 	"braid.dev/braid/internal/rtnl"
 )
 
-// undoTimeout bounds the clean-up of an Attach that did not succeed, which
-// goes on when the request's own time is over.
-const undoTimeout = 10 * time.Second
-
 // Stacked is the driver of a type that gives the container one link on top of
 // another one, its parent. Macvlan, ipvlan and vlan are that, and differ in
 // what Parse reads from a configuration.
 //
-// The link is made in the container's namespace under a name of its own,
-// marked with the alias `braid CONTAINERID/IFNAME`, and only then given the
-// interface name: so whatever a killed Attach left is found, by the one or by
-// the other, and no other link is ever taken for it.
+// The link is a PodLink: it is made in the container's namespace, and whatever a
+// killed Attach left of it is found there.
 type Stacked struct {
 	// Kind is the kernel's name for the type of link.
 	Kind string
@@ -79,8 +70,8 @@ func ParseStack(s Spec, conf any, base *StackConf) (Stack, error) {
 	if err := json.Unmarshal(s.Conf, conf); err != nil {
 		return Stack{}, types.NewError(types.ErrDecodingFailure, "read configuration", err.Error())
 	}
-	if err := utils.ValidateInterfaceName(s.IfName); err != nil {
-		return Stack{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("interface name %q: %s", s.IfName, err.Msg), err.Details)
+	if err := s.ValidIfName(); err != nil {
+		return Stack{}, err
 	}
 	if base.MTU < 0 {
 		return Stack{}, Invalid("mtu %d is negative", base.MTU)
@@ -109,7 +100,7 @@ func (d *Stacked) Attach(ctx context.Context, s Spec) (*current.Result, error) {
 		return nil, err
 	}
 	if s.NetNS == nil {
-		return nil, types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
+		return nil, s.NoNamespace()
 	}
 	chain := s
 	chain.Prev = nil // what others made before is not this attachment's
@@ -118,14 +109,12 @@ func (d *Stacked) Attach(ctx context.Context, s Spec) (*current.Result, error) {
 		return nil, err
 	}
 	defer a.close()
-	if err := a.claimName(); err != nil {
+	if err := a.podLink().Free(ctx, func(context.Context) error { return a.podLink().Remove() }); err != nil {
 		return nil, err
 	}
 	res, err := a.build(ctx)
 	if err != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		defer cancel()
-		return nil, errors.Join(err, a.remove(ctx))
+		return nil, Undo(ctx, err, a.remove)
 	}
 	return res, nil
 }
@@ -153,7 +142,7 @@ func (d *Stacked) Check(ctx context.Context, s Spec) error {
 		return err
 	}
 	if s.NetNS == nil {
-		return types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
+		return s.NoNamespace()
 	}
 	if s.Prev == nil {
 		return Invalid("there is no result to compare with")
@@ -200,23 +189,8 @@ func (a *stacking) close() {
 	}
 }
 
-// claimName makes sure that the interface name is free in the container. What
-// an interrupted Attach of this attachment left is removed; every other link
-// of that name stays as it is, and is the reason to refuse.
-func (a *stacking) claimName() error {
-	if err := a.removeLink(); err != nil {
-		return err
-	}
-	l, err := a.pod.Link(a.spec.IfName)
-	if errors.Is(err, rtnl.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return types.NewError(types.ErrInvalidEnvironmentVariables,
-		fmt.Sprintf("interface name %s is taken in the container by a link of kind %s", a.spec.IfName, l.Kind),
-		"choose another name for this attachment")
+func (a *stacking) podLink() PodLink {
+	return PodLink{Spec: a.spec, Kind: a.Kind, Pod: a.pod, Remover: a.Remover}
 }
 
 // build makes the attachment. What it made before an error is for remove.
@@ -312,25 +286,21 @@ func (a *stacking) findParent() (rtnl.Link, error) {
 // addLink makes the link, which is down.
 func (a *stacking) addLink(parent rtnl.Link) (rtnl.Link, error) {
 	link := a.Link
-	link.Kind, link.Name, link.Parent, link.NS = a.Kind, a.temporary(), parent.Index, a.spec.NetNS
-	err := a.below().AddStacked(link)
-	if a.Kind == "vlan" && errors.Is(err, rtnl.ErrExists) {
-		// Or its last one has not quite ended yet.
-		return rtnl.Link{}, types.NewError(types.ErrTryAgainLater,
-			fmt.Sprintf("vlan %d of master %s is in use: one container, or the node itself, can have it", link.ID, parent.Name),
-			"for several containers in one VLAN use type bridge with vlan, or macvlan on a vlan link")
-	}
-	if err != nil {
-		return rtnl.Link{}, fmt.Errorf("on master %s: %w", parent.Name, err)
-	}
-	l, err := a.pod.Link(link.Name)
-	if err != nil {
-		return l, err
-	}
-	if err := a.pod.SetAlias(l.Index, a.alias()); err != nil {
-		return l, err
-	}
-	return l, a.pod.SetName(l.Index, a.spec.IfName)
+	link.Kind, link.Parent, link.NS = a.Kind, parent.Index, a.spec.NetNS
+	return a.podLink().Make(func(name string) (rtnl.Link, error) {
+		link.Name = name
+		err := a.below().AddStacked(link)
+		if a.Kind == "vlan" && errors.Is(err, rtnl.ErrExists) {
+			// Or its last one has not quite ended yet.
+			return rtnl.Link{}, types.NewError(types.ErrTryAgainLater,
+				fmt.Sprintf("vlan %d of master %s is in use: one container, or the node itself, can have it", link.ID, parent.Name),
+				"for several containers in one VLAN use type bridge with vlan, or macvlan on a vlan link")
+		}
+		if err != nil {
+			return rtnl.Link{}, fmt.Errorf("on master %s: %w", parent.Name, err)
+		}
+		return a.pod.Link(name)
+	})
 }
 
 // remove makes everything gone that Attach makes, whether it finished or not.
@@ -338,60 +308,12 @@ func (a *stacking) addLink(parent rtnl.Link) (rtnl.Link, error) {
 func (a *stacking) remove(ctx context.Context) error {
 	var errs []error
 	if a.pod != nil {
-		errs = append(errs, a.removeLink())
+		errs = append(errs, a.podLink().Remove())
 	}
 	if a.spec.IPAM != nil {
 		errs = append(errs, a.spec.IPAM.Del(ctx))
 	}
 	return errors.Join(errs...)
-}
-
-// removeLink removes the link by its final and by its first name. A link that
-// has one of them and another origin is left alone.
-func (a *stacking) removeLink() error {
-	for _, name := range []string{a.spec.IfName, a.temporary()} {
-		if name == "" || len(name) > rtnl.MaxName {
-			continue
-		}
-		l, err := a.pod.Link(name)
-		if errors.Is(err, rtnl.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if l.Kind != a.Kind || name == a.spec.IfName && !a.ours(l) {
-			continue
-		}
-		if err := a.Remover.Del(a.pod, l.Index); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
-			return err
-		}
-	}
-	return nil
-}
-
-// ours says that this attachment made the link: it has its alias, or is the
-// one that the result tells, which is how links that the reference plugin made
-// are found.
-func (a *stacking) ours(l rtnl.Link) bool {
-	if l.Alias != "" {
-		return l.Alias == a.alias()
-	}
-	i, ok := a.inResult()
-	return ok && i.Name == l.Name && i.Mac == l.MAC.String()
-}
-
-// inResult is what the result says about the container's interface.
-func (a *stacking) inResult() (current.Interface, bool) {
-	if a.spec.Prev == nil {
-		return current.Interface{}, false
-	}
-	for _, i := range a.spec.Prev.Interfaces {
-		if i.Name == a.spec.IfName && i.Sandbox == a.spec.NetNSPath {
-			return *i, true
-		}
-	}
-	return current.Interface{}, false
 }
 
 // check names the first difference between the world and the configuration
@@ -402,27 +324,17 @@ func (a *stacking) check(ctx context.Context) error {
 			return err
 		}
 	}
-	i, ok := a.inResult()
-	if !ok {
-		return fmt.Errorf("the result has no interface %s in namespace %s", a.spec.IfName, a.spec.NetNSPath)
-	}
-	l, err := a.pod.Link(a.spec.IfName)
+	l, err := a.podLink().Check()
 	if err != nil {
 		return err
 	}
-	if err := a.checkLink(l, i.Mac); err != nil {
+	if err := a.checkLink(l); err != nil {
 		return fmt.Errorf("interface %s %w", l.Name, err)
 	}
 	return a.iface().Check(a.spec.Prev)
 }
 
-func (a *stacking) checkLink(l rtnl.Link, mac string) error {
-	if l.Kind != a.Kind {
-		return fmt.Errorf("is of kind %s, not %s", l.Kind, a.Kind)
-	}
-	if mac != "" && mac != l.MAC.String() {
-		return fmt.Errorf("has mac %s, not %s", l.MAC, mac)
-	}
+func (a *stacking) checkLink(l rtnl.Link) error {
 	if a.Link.MTU != 0 && a.Link.MTU != l.MTU {
 		return fmt.Errorf("has mtu %d, not %d", l.MTU, a.Link.MTU)
 	}
@@ -475,22 +387,4 @@ func (a *stacking) hostID() (int, error) {
 	}
 	defer ns.Close()
 	return a.pod.NSID(ns)
-}
-
-// temporary is the name of the link until it is marked. It is derived from the
-// attachment, so that a repeated call finds what an interrupted one made.
-func (a *stacking) temporary() string { return "braid" + a.digest()[:10] }
-
-// alias is what the link is marked with.
-func (a *stacking) alias() string {
-	alias := "braid " + a.spec.ContainerID + "/" + a.spec.IfName
-	if len(alias) > 255 {
-		return "braid " + a.digest()
-	}
-	return alias
-}
-
-func (a *stacking) digest() string {
-	sum := sha256.Sum256([]byte(a.spec.ContainerID + "/" + a.spec.IfName))
-	return hex.EncodeToString(sum[:])
 }

@@ -15,6 +15,8 @@ type Veth struct {
 	Spec Spec
 	Host *rtnl.Handle
 	Pod  *rtnl.Handle // nil when the namespace is gone
+	// Remover removes the pair; nil waits until the kernel has freed it.
+	Remover *rtnl.Remover
 }
 
 // Free makes sure that the interface name is free in the container. What an
@@ -60,7 +62,7 @@ func (v Veth) create(n rtnl.Veth) (rtnl.Link, error) {
 		}
 		if left, err := v.Host.Link(n.Name); err == nil && left.Alias == v.Spec.Mark() {
 			// Ours, and its other end was moved or renamed.
-			if err := v.Host.Del(left.Index); err != nil {
+			if err := v.Remover.Del(v.Host, left.Index); err != nil {
 				return rtnl.Link{}, err
 			}
 			if host, err = v.Host.AddVeth(n); err == nil {
@@ -81,7 +83,7 @@ func (v Veth) Remove() error {
 		}
 		if err == nil {
 			if host, ours := v.HostEnd(l); ours {
-				return gone(v.Host.Del(host.Index))
+				return gone(v.Remover.Del(v.Host, host.Index))
 			}
 		}
 	}
@@ -95,7 +97,7 @@ func (v Veth) Remove() error {
 			return err
 		}
 		if l.Alias == v.Spec.Mark() {
-			return gone(v.Host.Del(l.Index))
+			return gone(v.Remover.Del(v.Host, l.Index))
 		}
 	}
 	return nil

@@ -32,8 +32,11 @@ func NewRemover() *Remover {
 
 // Del removes the link as Handle.Del does, and returns when it is gone. The
 // goroutine that it leaves behind ends when the kernel has freed the link; a
-// process that ends before that loses nothing.
+// process that ends before that loses nothing. A nil Remover is Handle.Del.
 func (r *Remover) Del(h *Handle, index int) error {
+	if r == nil {
+		return h.Del(index)
+	}
 	select {
 	case r.busy <- struct{}{}:
 	default:

@@ -139,7 +139,7 @@ func (a *attachment) claimName(ctx context.Context) error {
 
 // veth is the pair that connects the container to the bridge.
 func (a *attachment) veth() driver.Veth {
-	return driver.Veth{Spec: a.spec, Host: a.host, Pod: a.pod}
+	return driver.Veth{Spec: a.spec, Host: a.host, Pod: a.pod, Remover: a.remover}
 }
 
 // build makes the attachment. What it made before an error is for remove.

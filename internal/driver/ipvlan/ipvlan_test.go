@@ -31,7 +31,7 @@ var subject = drivertest.Subject{
 	Tampering: []drivertest.Tampering{
 		{Name: "other mode", Keys: `"master":"up0"`, Want: "mode l3, not l2", Change: instead(rtnl.Stacked{Kind: "ipvlan", Mode: "l3"}, "up0")},
 		{Name: "other master", Keys: `"master":"up0"`, Want: "has mac", Change: instead(rtnl.Stacked{Kind: "ipvlan"}, "up0-far")},
-		{Name: "other kind", Keys: `"master":"up0"`, Want: "kind veth, not ipvlan", Change: func(t testing.TB, _ *drivertest.World, p drivertest.Pod) {
+		{Name: "other kind", Keys: `"master":"up0"`, Want: "of kind veth", Change: func(t testing.TB, _ *drivertest.World, p drivertest.Pod) {
 			h := drivertest.Handle(t, p.NS)
 			l, err := h.Link("net1")
 			try(t, err)

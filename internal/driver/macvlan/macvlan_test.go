@@ -27,7 +27,7 @@ var subject = drivertest.Subject{
 	Tampering: []drivertest.Tampering{
 		{Name: "other mode", Keys: `"master":"up0"`, Want: "mode private, not bridge", Change: instead(rtnl.Stacked{Kind: "macvlan", Mode: "private"}, "up0")},
 		{Name: "other master", Keys: `"master":"up0"`, Want: "not on master up0", Change: instead(rtnl.Stacked{Kind: "macvlan"}, "up0-far")},
-		{Name: "other kind", Keys: `"master":"up0"`, Want: "kind veth, not macvlan", Change: func(t testing.TB, _ *drivertest.World, p drivertest.Pod) {
+		{Name: "other kind", Keys: `"master":"up0"`, Want: "of kind veth", Change: func(t testing.TB, _ *drivertest.World, p drivertest.Pod) {
 			h := drivertest.Handle(t, p.NS)
 			l, err := h.Link("net1")
 			try(t, err)

@@ -27,7 +27,7 @@ var subject = drivertest.Subject{
 	Tampering: []drivertest.Tampering{
 		{Name: "other vlan", Keys: `"master":"up0","vlanId":2001`, Want: "vlan 2002, not 2001", Change: instead(rtnl.Stacked{Kind: "vlan", ID: 2002}, "up0")},
 		{Name: "other master", Keys: `"master":"up0","vlanId":2001`, Want: "not on master up0", Change: instead(rtnl.Stacked{Kind: "vlan", ID: 2001}, "up0-far")},
-		{Name: "other kind", Keys: `"master":"up0","vlanId":2001`, Want: "kind veth, not vlan", Change: func(t testing.TB, _ *drivertest.World, p drivertest.Pod) {
+		{Name: "other kind", Keys: `"master":"up0","vlanId":2001`, Want: "of kind veth", Change: func(t testing.TB, _ *drivertest.World, p drivertest.Pod) {
 			h := drivertest.Handle(t, p.NS)
 			l, err := h.Link("net1")
 			try(t, err)
