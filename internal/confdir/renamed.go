@@ -1,6 +1,8 @@
 package confdir
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +44,27 @@ func isRenamed(name string) bool {
 	var s State
 	s.noteRenamed(name)
 	return len(s.Notes) > 0
+}
+
+// standFirm makes it impossible for Cilium to rename Braid's own file again,
+// once it has done so: a file cannot be renamed to what is a directory. Neither
+// Cilium nor a runtime looks into it. It reports whether it has done that now.
+func standFirm(dir string) (bool, error) {
+	taken := filepath.Join(dir, OwnFile+CiliumSuffix)
+	info, err := os.Lstat(taken)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.IsDir() {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := os.Remove(taken); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	if err := os.Mkdir(taken, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, err
+	}
+	return true, nil
 }
 
 // culprit names the agent that has renamed Braid's own file, if it is known.

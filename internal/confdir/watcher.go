@@ -287,7 +287,13 @@ func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 		return wait
 	}
 	w.written = time.Now()
-	err := replace(w.cfg.Dir, OwnFile, ownTemp, want)
+	firm, err := standFirm(w.cfg.Dir)
+	w.report("keep Cilium from renaming "+OwnFile, err)
+	if firm {
+		w.cfg.Log.Warn("Cilium renames the configurations of others; a directory of the name that it would give Braid's keeps that in place",
+			"dir", w.cfg.Dir, "directory", OwnFile+CiliumSuffix, "remedy", "set cni-exclusive to \"false\" in the ConfigMap cilium-config, for the networks that are not Cilium's")
+	}
+	err = replace(w.cfg.Dir, OwnFile, ownTemp, want)
 	w.report("write "+OwnFile, err)
 	if err != nil {
 		return time.Second

@@ -311,27 +311,56 @@ func TestOwnFileIsPutBack(t *testing.T) {
 	}
 }
 
+// TestCiliumRenamesOwnFileOnlyOnce has Cilium in its exclusive mode: it renames
+// whatever appears beside its own file, and ignores that it cannot.
+func TestCiliumRenamesOwnFileOnlyOnce(t *testing.T) {
+	t.Parallel()
+	w, _ := ready(t)
+	w.rename(confdir.OwnFile, confdir.OwnFile+".cilium_bak")
+	w.restored()
+	path := filepath.Join(w.dir, confdir.OwnFile)
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".cilium_bak"); err == nil {
+		t.Fatal("Braid's file was renamed again")
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("Braid's file is another one: %v", err)
+	}
+	if !w.log.has("Cilium renames the configurations of others") {
+		t.Error("the log does not say so")
+	}
+	// A daemon that starts again finds things as they are.
+	w.remove(confdir.OwnFile)
+	w.restored()
+	if !w.log.has(`by="Cilium (set cni-exclusive`) {
+		t.Error("the log does not name the agent")
+	}
+}
+
 // TestOwnFileIsPutBackAgainstAnAgent has an agent rename Braid's file as soon
-// as it appears, as Cilium does with cni-exclusive.
+// as it appears, to a name that Braid cannot take.
 func TestOwnFileIsPutBackAgainstAnAgent(t *testing.T) {
 	t.Parallel()
 	w, _ := ready(t)
 	start := time.Now()
 	const rounds = 8
 	for range rounds {
-		w.rename(confdir.OwnFile, confdir.OwnFile+".cilium_bak")
+		w.rename(confdir.OwnFile, confdir.OwnFile+".old")
 		w.restored()
 	}
 	if took := time.Since(start); took < (rounds-2)*200*time.Millisecond {
 		t.Errorf("%d rounds took %v: the two would keep the node busy", rounds, took)
 	}
 	w.eventually(time.Second, "a note names the agent", func() bool {
-		return strings.Contains(strings.Join(w.State().Notes, "\n"), "Cilium renames "+confdir.OwnFile)
+		return strings.Contains(strings.Join(w.State().Notes, "\n"), "Multus renames "+confdir.OwnFile)
 	})
 	if told := w.log.count("put Braid's configuration back"); told != 1 {
 		t.Errorf("the log says %d times that the file was put back; once a minute is enough", told)
 	}
-	if !w.log.has(`by="Cilium (set cni-exclusive`) {
+	if !w.log.has(`by="Multus (start Multus without`) {
 		t.Error("the log does not name the agent")
 	}
 }
