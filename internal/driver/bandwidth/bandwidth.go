@@ -28,9 +28,12 @@ type Config struct {
 }
 
 // New returns the driver for plugin type "bandwidth".
-func New(cfg Config) driver.Driver { return &bandwidth{cfg} }
+func New(cfg Config) driver.Driver { return &bandwidth{cfg, rtnl.NewRemover()} }
 
-type bandwidth struct{ Config }
+type bandwidth struct {
+	Config
+	remover *rtnl.Remover
+}
 
 // Attach implements driver.Driver.
 func (b *bandwidth) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
@@ -250,7 +253,7 @@ func (a *attachment) removeIFB() error {
 		}
 		// One without a mark is the reference plugin's, or an interrupted call's.
 		if l.Kind == "ifb" && (l.Alias == a.spec.Mark() || l.Alias == "") {
-			errs = append(errs, gone(a.host.Del(l.Index)))
+			errs = append(errs, gone(a.remover.Del(a.host, l.Index)))
 		}
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,6 +25,22 @@ var everything = `"mac":"02:00:00:00:00:07","mtu":1400,"promisc":true,"allmulti"
 
 // dataDir outlives one test, because a victim of the suite is another process.
 func dataDir() string { return filepath.Join(os.TempDir(), "braid-test-tuning") }
+
+func otherDir() string { return dataDir() + "-other" }
+
+// removeEmpty removes those of the directories that were not there before,
+// unless somebody else has a file in them by then.
+func removeEmpty(dirs ...string) func() {
+	dirs = slices.DeleteFunc(dirs, func(dir string) bool {
+		_, err := os.Stat(dir)
+		return err == nil
+	})
+	return func() {
+		for _, dir := range dirs {
+			os.Remove(dir)
+		}
+	}
+}
 
 var subject = drivertest.Subject{
 	Type:  "tuning",
@@ -65,6 +82,7 @@ func prev(t testing.TB, w *drivertest.World, p drivertest.Pod) *current.Result {
 func TestMain(m *testing.M) { drivertest.Main(m, subject) }
 
 func TestConformance(t *testing.T) {
+	t.Cleanup(removeEmpty(dataDir()))
 	drivertest.Run(t, subject)
 	left, err := filepath.Glob(dataDir() + "/*")
 	try(t, err)
@@ -126,11 +144,12 @@ var scenarios = []drivertest.Scenario{
 		Differs: "the reference plugin panics when only args.cni has sysctls"},
 	{Name: "sysctl-several-values", Keys: `"sysctl":{"net.ipv4.ip_local_port_range":"2000 3000"}`,
 		CheckFails: "it compares the text, and the kernel separates values by tabs"},
-	{Name: "data-dir", Keys: `"mtu":1400,"dataDir":"` + os.TempDir() + `/braid-test-tuning-other"`},
+	{Name: "data-dir", Keys: `"mtu":1400,"dataDir":"` + otherDir() + `"`},
 	{Name: "nothing", Keys: `"sysctl":{}`},
 }
 
 func TestBuildsWhatTheConfigurationSays(t *testing.T) {
+	t.Cleanup(removeEmpty(dataDir()))
 	drivertest.Golden(t, subject, goldens())
 }
 
@@ -149,6 +168,7 @@ func goldens() []drivertest.Scenario {
 // containers of different names: the notes of what an interface was are files
 // of the machine, which both worlds share, and each must find the other's.
 func TestSameAsTheReferencePlugin(t *testing.T) {
+	t.Cleanup(removeEmpty(tuning.DefaultDataDir, filepath.Dir(tuning.DefaultDataDir), otherDir()))
 	dir := refplugin.Dir(t, "tuning")
 	for _, sc := range scenarios {
 		t.Run(sc.Name, func(t *testing.T) {
@@ -204,6 +224,7 @@ func same(t *testing.T, what, ours, theirs string) {
 }
 
 func TestRefusesWhatTheReferencePluginRefuses(t *testing.T) {
+	t.Cleanup(removeEmpty(dataDir()))
 	drivertest.SameRefusals(t, subject,
 		`"sysctl":{"kernel.hostname":"x"}`,
 		`"sysctl":{"net.ipv4.conf.IFNAME.nosuch":"1"}`,
@@ -288,6 +309,7 @@ func TestSysctlsBesideAnUnwritableOneAreReset(t *testing.T) {
 
 // A link that goes back to the node must be what it was.
 func TestChangesBesideAnImpossibleOneAreUndone(t *testing.T) {
+	t.Cleanup(removeEmpty(dataDir()))
 	w, p, s := spec(t, `"mac":"02:00:00:00:00:07","mtu":65536,"promisc":true`)
 	before := w.Text(t, p)
 	if _, err := w.Driver.Attach(t.Context(), s); err == nil {
@@ -299,6 +321,7 @@ func TestChangesBesideAnImpossibleOneAreUndone(t *testing.T) {
 }
 
 func TestResultHasTheMACOfTheContainersInterfaceOnly(t *testing.T) {
+	t.Cleanup(removeEmpty(dataDir()))
 	w, _, s := spec(t, `"mac":"02-00-00-00-00-AB"`)
 	s.Prev.Interfaces[0].Name = "net1" // of the node, by chance
 	given := s.Prev.Interfaces[0].Mac
@@ -330,6 +353,7 @@ func TestDataDirThatCannotBeSeenIsReplaced(t *testing.T) {
 }
 
 func TestUnreadableNoteIsForgotten(t *testing.T) {
+	t.Cleanup(removeEmpty(dataDir()))
 	w, p, s := spec(t, `"mtu":1400`)
 	try(t, os.MkdirAll(dataDir(), 0o755))
 	note := filepath.Join(dataDir(), p.ID+"_net1.json")
@@ -349,6 +373,7 @@ func TestStandingAloneIsRefused(t *testing.T) {
 }
 
 func BenchmarkAttachDetach(b *testing.B) {
+	b.Cleanup(removeEmpty(dataDir(), tuning.DefaultDataDir, filepath.Dir(tuning.DefaultDataDir)))
 	drivertest.Bench(b, subject, drivertest.Scenario{Keys: everything}, nil)
 }
 

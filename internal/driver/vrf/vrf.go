@@ -24,12 +24,12 @@ import (
 const dadTimeout = 5 * time.Second
 
 // New returns the driver for plugin type "vrf".
-func New() driver.Driver { return vrf{} }
+func New() driver.Driver { return vrf{rtnl.NewRemover()} }
 
-type vrf struct{}
+type vrf struct{ remover *rtnl.Remover }
 
 // Attach implements driver.Driver.
-func (vrf) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
+func (v vrf) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
 	c, err := parse(s)
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (vrf) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
 		err = d.enter(ctx, s, l)
 	}
 	if err != nil {
-		return nil, driver.Undo(ctx, err, func(context.Context) error { return d.undo(s, made) })
+		return nil, driver.Undo(ctx, err, func(context.Context) error { return d.undo(s, made, v.remover) })
 	}
 	return s.Prev, nil
 }
@@ -231,7 +231,7 @@ func (d domain) leave(l rtnl.Link) error {
 }
 
 // undo takes back what an Attach has done that failed.
-func (d domain) undo(s driver.Spec, made bool) error {
+func (d domain) undo(s driver.Spec, made bool, remover *rtnl.Remover) error {
 	if d.Index == 0 {
 		return nil
 	}
@@ -240,13 +240,13 @@ func (d domain) undo(s driver.Spec, made bool) error {
 		err = d.leave(l)
 	}
 	if made {
-		err = errors.Join(err, d.removeUnused())
+		err = errors.Join(err, d.removeUnused(remover))
 	}
 	return err
 }
 
 // removeUnused removes the domain when no link is in it.
-func (d domain) removeUnused() error {
+func (d domain) removeUnused(remover *rtnl.Remover) error {
 	links, err := d.pod.Links()
 	if err != nil {
 		return err
@@ -254,7 +254,7 @@ func (d domain) removeUnused() error {
 	if slices.ContainsFunc(links, func(l rtnl.Link) bool { return l.Master == d.Index }) {
 		return nil
 	}
-	return gone(d.pod.Del(d.Index))
+	return gone(remover.Del(d.pod, d.Index))
 }
 
 // gone forgives that something was not there any more.
@@ -267,7 +267,7 @@ func gone(err error) error {
 
 // Detach implements driver.Driver. The domain goes with its last link. All of
 // it is in the namespace, so that nothing is left to do when that is gone.
-func (vrf) Detach(_ context.Context, s driver.Spec) error {
+func (v vrf) Detach(_ context.Context, s driver.Spec) error {
 	c, err := parse(s)
 	if err != nil || s.NetNS == nil {
 		return nil // refused by Attach, too
@@ -292,7 +292,7 @@ func (vrf) Detach(_ context.Context, s driver.Spec) error {
 	case err == nil && l.Master == d.Index:
 		err = d.leave(l)
 	}
-	return errors.Join(err, d.removeUnused())
+	return errors.Join(err, d.removeUnused(v.remover))
 }
 
 // Check implements driver.Driver. The addresses and routes are what the plugin
