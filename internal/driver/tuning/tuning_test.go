@@ -224,7 +224,9 @@ func same(t *testing.T, what, ours, theirs string) {
 }
 
 func TestRefusesWhatTheReferencePluginRefuses(t *testing.T) {
-	t.Cleanup(removeEmpty(dataDir()))
+	t.Cleanup(removeEmpty(dataDir(), tuning.DefaultDataDir, filepath.Dir(tuning.DefaultDataDir)))
+	// What the reference noted before it failed.
+	t.Cleanup(func() { os.Remove(filepath.Join(tuning.DefaultDataDir, "container-0_net1.json")) })
 	drivertest.SameRefusals(t, subject,
 		`"sysctl":{"kernel.hostname":"x"}`,
 		`"sysctl":{"net.ipv4.conf.IFNAME.nosuch":"1"}`,
