@@ -45,7 +45,8 @@ test-unit: deps ## unit tests and tests in network namespaces of this machine, w
 
 test-guest: deps ## tests under a guest kernel: what this machine's kernel may lack
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
-	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/...
+	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
+	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential
 
 test-cluster: deps build ## the scenarios on a real cluster
 	BRAID_TIER=cluster go test -p 1 -timeout 30m -v -run Cluster ./internal/e2e ./internal/kube ./internal/lab ./internal/demo ./internal/confdir/explain

@@ -161,6 +161,7 @@ func (h *Handle) AddVeth(v Veth) (Link, error) {
 		PeerName:         v.Peer.Name,
 		PeerHardwareAddr: v.Peer.MAC,
 		PeerMTU:          uint32(v.Peer.MTU),
+		PeerTxQLen:       -1, // the kernel's choice; 0 would be no queue at all
 	}
 	if v.PeerNS != nil {
 		ve.PeerNamespace = netlink.NsFd(v.PeerNS.Fd())
