@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -145,8 +146,37 @@ type Rule struct {
 	exprs    []byte
 }
 
-// Leads reports whether the rule names a chain, to jump or go to.
-func (r Rule) Leads(chain string) bool { return bytes.Contains(r.exprs, append([]byte(chain), 0)) }
+// Names reports whether the rule names a chain, to jump or go to, or a match
+// of iptables or its comment.
+func (r Rule) Names(text string) bool { return bytes.Contains(r.exprs, append([]byte(text), 0)) }
+
+// Tag is user data that says whose a rule is without a comment, for rules
+// that others compare word by word.
+func Tag(text string) []byte { return appendTag(nil, tagIfName, ShortComment(text)) }
+
+// Tagged reports whether a rule has that Tag, or any when text is empty.
+func (r Rule) Tagged(text string) bool {
+	tags := tagsOf(r.userData)
+	_, commented := tags[tagComment]
+	tag, ok := tags[tagIfName]
+	return ok && !commented && (text == "" || tag == ShortComment(text))
+}
+
+// Compares counts how often the rule compares a part of the packet with data.
+func (r Rule) Compares(data []byte) int {
+	value := netlink.Attribute{Type: unix.NFTA_DATA_VALUE, Data: data}
+	encoded, err := netlink.MarshalAttributes([]netlink.Attribute{value})
+	if err != nil {
+		return 0 // longer than any value can be
+	}
+	return bytes.Count(r.exprs, encoded)
+}
+
+// Ends reports whether the rule ends in a verdict, such as expr.VerdictDrop.
+// (The kernel encodes a verdict's code like a value.)
+func (r Rule) Ends(verdict expr.VerdictKind) bool {
+	return r.Compares(binary.BigEndian.AppendUint32(nil, uint32(verdict))) > 0
+}
 
 // Rules returns the rules of a chain that belong to the owner, none when the
 // chain or its table is not there.

@@ -11,6 +11,7 @@ import (
 	"braid.dev/braid/internal/driver/bandwidth"
 	"braid.dev/braid/internal/driver/bridge"
 	"braid.dev/braid/internal/driver/dummy"
+	"braid.dev/braid/internal/driver/firewall"
 	"braid.dev/braid/internal/driver/hostdev"
 	"braid.dev/braid/internal/driver/ipvlan"
 	"braid.dev/braid/internal/driver/loopback"
@@ -61,6 +62,7 @@ func Drivers(n Node) map[string]driver.Driver {
 		"tap":         tap.New(tap.Config{Sysctl: n.Sysctl}),
 
 		"bandwidth": bandwidth.New(bandwidth.Config{HostNS: n.NS}),
+		"firewall":  firewall.New(firewall.Config{HostNS: n.NS}),
 		"passthru":  passthru.New(),
 		"portmap":   portmap.New(portmap.Config{HostNS: n.NS, Sysctl: n.Sysctl}),
 		"sbr":       sbr.New(),

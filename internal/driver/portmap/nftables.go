@@ -238,7 +238,7 @@ func jumpsThere(conn *nft.Conn, t *nftables.Table) error {
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(rules, func(r nft.Rule) bool { return r.Leads(to) }) {
+		if !slices.ContainsFunc(rules, func(r nft.Rule) bool { return r.Names(to) }) {
 			return fmt.Errorf("chain %s of table %s does not lead to %s: %w", from, tableName, to, errMissing)
 		}
 	}

@@ -58,6 +58,9 @@ func (p *portmap) Attach(ctx context.Context, s driver.Spec) (*current.Result, e
 	if err != nil {
 		return nil, err
 	}
+	if s.NetNS == nil {
+		return nil, types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
+	}
 	if s.Prev == nil {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, "portmap must be chained behind a plugin that gives addresses", "prevResult is missing")
 	}
@@ -91,6 +94,9 @@ func (p *portmap) Check(ctx context.Context, s driver.Spec) error {
 	c, err := parse(s)
 	if err != nil {
 		return err
+	}
+	if s.NetNS == nil {
+		return types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", s.NetNSPath)
 	}
 	if s.Prev == nil {
 		return types.NewError(types.ErrInvalidNetworkConfig, "prevResult is missing", "")
