@@ -34,6 +34,19 @@ type Interface struct {
 	// Configure waits for the outcome there too.
 	KernelDAD bool
 	Sysctl    rtnl.Sysctl
+	// Handle is one in NS that is open already. Nil opens one for each call.
+	Handle *rtnl.Handle
+}
+
+// handle returns Handle, or one that is open until done is called.
+func (i Interface) handle() (h *rtnl.Handle, done func(), err error) {
+	if i.Handle != nil {
+		return i.Handle, func() {}, nil
+	}
+	if h, err = rtnl.Open(i.NS); err != nil {
+		return nil, nil, err
+	}
+	return h, h.Close, nil
 }
 
 // Configure gives the link the addresses and routes of res that belong to it,
@@ -48,11 +61,11 @@ func (i Interface) Configure(ctx context.Context, res *current.Result) error {
 	if err != nil {
 		return err
 	}
-	h, err := rtnl.Open(i.NS)
+	h, done, err := i.handle()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
+	defer done()
 	link, err := h.Link(i.Name)
 	if err != nil {
 		return err
@@ -169,10 +182,7 @@ func (i Interface) prepare(want carried) error {
 	v4, v6 := "ipv4/conf/"+i.Name, "ipv6/conf/"+i.Name
 	// With arp_notify and ndisc_notify the kernel tells the neighbours when an
 	// address gets a new MAC: they had another pod there before.
-	if err := i.Sysctl.Set(i.NS, rtnl.Setting{Path: v4 + "/arp_notify", Value: "1"}); err != nil {
-		return err
-	}
-	var settings []rtnl.Setting
+	settings := []rtnl.Setting{{Path: v4 + "/arp_notify", Value: "1"}}
 	switch {
 	case i.KernelDAD:
 	case i.DAD:
@@ -219,11 +229,11 @@ func (i Interface) settle(ctx context.Context, h *rtnl.Handle, index int) error 
 // it once frames can leave: what the kernel sends by itself when Configure
 // brings the link up is lost where a bridge port is not forwarding yet.
 func (i Interface) Announce() error {
-	h, err := rtnl.Open(i.NS)
+	h, done, err := i.handle()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
+	defer done()
 	link, err := h.Link(i.Name)
 	if err != nil {
 		return err
@@ -239,11 +249,11 @@ func (i Interface) Check(res *current.Result) error {
 	if err != nil {
 		return err
 	}
-	h, err := rtnl.Open(i.NS)
+	h, done, err := i.handle()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
+	defer done()
 	link, err := h.Link(i.Name)
 	if err != nil {
 		return err

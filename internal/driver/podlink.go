@@ -100,10 +100,8 @@ func (p PodLink) Make(create func(name string) (rtnl.Link, error)) (rtnl.Link, e
 	if err := p.Pod.SetAlias(l.Index, p.Spec.Mark()); err != nil {
 		return l, err
 	}
-	if err := p.Pod.SetName(l.Index, p.Spec.IfName); err != nil {
-		return l, err
-	}
-	return p.Pod.LinkByIndex(l.Index)
+	l.Name, l.Alias = p.Spec.IfName, p.Spec.Mark()
+	return l, p.Pod.SetName(l.Index, l.Name)
 }
 
 // Remove removes the link, whatever it is called by now. A link that has its

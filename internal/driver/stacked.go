@@ -160,7 +160,7 @@ type stacking struct {
 	*Stacked
 	Stack
 	spec Spec
-	host *rtnl.Handle
+	host *rtnl.Handle // nil until below opens it
 	pod  *rtnl.Handle // nil when the namespace is gone
 }
 
@@ -169,21 +169,18 @@ func (d *Stacked) open(want Stack, s Spec) (*stacking, error) {
 		return nil, types.NewError(types.ErrInternal, fmt.Sprintf("no address delegate for ipam type %q", want.IPAM), "")
 	}
 	a := &stacking{Stacked: d, Stack: want, spec: s}
+	if s.NetNS == nil {
+		return a, nil
+	}
 	var err error
-	if a.host, err = rtnl.Open(d.HostNS); err != nil {
-		return nil, err
-	}
-	if s.NetNS != nil {
-		if a.pod, err = rtnl.Open(s.NetNS); err != nil {
-			a.host.Close()
-			return nil, err
-		}
-	}
-	return a, nil
+	a.pod, err = rtnl.Open(s.NetNS)
+	return a, err
 }
 
 func (a *stacking) close() {
-	a.host.Close()
+	if a.host != nil {
+		a.host.Close()
+	}
 	if a.pod != nil {
 		a.pod.Close()
 	}
@@ -238,15 +235,18 @@ func (a *stacking) addresses(ctx context.Context, res *current.Result) error {
 }
 
 func (a *stacking) iface() Interface {
-	return Interface{NS: a.spec.NetNS, Name: a.spec.IfName, KernelDAD: true, Sysctl: a.Sysctl}
+	return Interface{NS: a.spec.NetNS, Handle: a.pod, Name: a.spec.IfName, KernelDAD: true, Sysctl: a.Sysctl}
 }
 
-// below is the namespace's handle that the parent is in.
-func (a *stacking) below() *rtnl.Handle {
+// below is a handle in the namespace that the parent is in.
+func (a *stacking) below() (_ *rtnl.Handle, err error) {
 	if a.InContainer {
-		return a.pod
+		return a.pod, nil
 	}
-	return a.host
+	if a.host == nil {
+		a.host, err = rtnl.Open(a.HostNS)
+	}
+	return a.host, err
 }
 
 // parent finds the link below.
@@ -263,8 +263,12 @@ func (a *stacking) parent() (rtnl.Link, error) {
 
 func (a *stacking) findParent() (rtnl.Link, error) {
 	where := map[bool]string{false: "on the node", true: "in the container"}[a.InContainer]
+	h, err := a.below()
+	if err != nil {
+		return rtnl.Link{}, err
+	}
 	if a.Parent == "" {
-		routes, err := a.below().Routes()
+		routes, err := h.Routes()
 		if err != nil {
 			return rtnl.Link{}, err
 		}
@@ -273,9 +277,9 @@ func (a *stacking) findParent() (rtnl.Link, error) {
 			return rtnl.Link{}, types.NewError(types.ErrTryAgainLater,
 				"there is no default route "+where+" whose link could be the master", "name one: master")
 		}
-		return a.below().LinkByIndex(routes[i].Link)
+		return h.LinkByIndex(routes[i].Link)
 	}
-	l, err := a.below().Link(a.Parent)
+	l, err := h.Link(a.Parent)
 	if errors.Is(err, rtnl.ErrNotFound) {
 		// Worth another try: nodes are prepared while pods already come.
 		return l, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("master %s: there is no such link %s", a.Parent, where), "")
@@ -285,11 +289,15 @@ func (a *stacking) findParent() (rtnl.Link, error) {
 
 // addLink makes the link, which is down.
 func (a *stacking) addLink(parent rtnl.Link) (rtnl.Link, error) {
+	h, err := a.below()
+	if err != nil {
+		return rtnl.Link{}, err
+	}
 	link := a.Link
 	link.Kind, link.Parent, link.NS = a.Kind, parent.Index, a.spec.NetNS
 	return a.podLink().Make(func(name string) (rtnl.Link, error) {
 		link.Name = name
-		err := a.below().AddStacked(link)
+		err := h.AddStacked(link)
 		if a.Kind == "vlan" && errors.Is(err, rtnl.ErrExists) {
 			// Or its last one has not quite ended yet.
 			return rtnl.Link{}, types.NewError(types.ErrTryAgainLater,

@@ -3,6 +3,7 @@ package rtnl
 import (
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -25,8 +26,13 @@ type Remover struct {
 // removes more than that at once waits for his own.
 const maxFreeing = 32
 
-// NewRemover returns a Remover. One serves a whole driver.
+// NewRemover returns a Remover. One serves a whole driver. On a machine with
+// one CPU it is nil: there the kernel has nobody to wait for, and to change
+// threads takes longer.
 func NewRemover() *Remover {
+	if runtime.NumCPU() == 1 {
+		return nil
+	}
 	return &Remover{busy: make(chan struct{}, maxFreeing)}
 }
 

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"braid.dev/braid/internal/netns"
 )
 
@@ -62,22 +64,37 @@ func (s Sysctl) write(set Setting) error {
 		return err
 	}
 	// Not os.WriteFile: it would create a plain file in a Root that is no proc.
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	_, err = f.WriteString(set.Value)
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(set.Value))
 	return err
 }
 
+// read does without os.ReadFile, whose preparations for waiting and for files
+// of any length cost more than the setting, of which every interface has some.
 func (s Sysctl) read(path string) (string, error) {
 	file, err := s.file(path)
 	if err != nil {
 		return "", err
 	}
-	data, err := os.ReadFile(file)
-	return strings.TrimSpace(string(data)), err
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 512)
+	n, err := unix.Read(fd, buf)
+	if err == nil && n == len(buf) { // a list, such as reserved ports
+		buf, err = os.ReadFile(file)
+		n = len(buf)
+	}
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(buf[:n])), nil
 }
 
 func (s Sysctl) file(path string) (string, error) {

@@ -221,7 +221,7 @@ func (a *attachment) masquerade() masq.Attachment {
 }
 
 func (a *attachment) iface() driver.Interface {
-	return driver.Interface{NS: a.spec.NetNS, Name: a.spec.IfName, DAD: a.DAD, Sysctl: a.Sysctl}
+	return driver.Interface{NS: a.spec.NetNS, Handle: a.pod, Name: a.spec.IfName, DAD: a.DAD, Sysctl: a.Sysctl}
 }
 
 // settle waits until the bridge forwards what the container sends, and then
