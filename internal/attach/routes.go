@@ -103,6 +103,9 @@ func settle(done []Attached, brought [][]rtnl.Route) (settlement, error) {
 	}
 	var before []plan.Destinations
 	for i, d := range done {
+		if d.HasOwnTable() {
+			continue
+		}
 		to := destinations(d)
 		s.notes[i] = append(s.notes[i], to.Overlaps(before)...)
 		before = append(before, to)

@@ -291,8 +291,12 @@ func TestSourceBasedRoutesAreNotThePodsDefaultRoute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Add(t.Context(), p.sandbox(), planned, Reach{NS: p.ns}); err != nil {
+	done, err := p.Add(t.Context(), p.sandbox(), planned, Reach{NS: p.ns})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if len(done[1].Notes) > 0 {
+		t.Errorf("notes %v", done[1].Notes)
 	}
 	inside := p.observe()
 	for _, want := range []string{

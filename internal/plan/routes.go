@@ -194,10 +194,16 @@ func (a *Attachment) routed() []routed {
 // own, where a default route is nobody else's business.
 var ownTable = []string{"sbr", "vrf"}
 
+// HasOwnTable tells whether the routes of the attachment are kept apart from
+// those of the pod.
+func (a Attachment) HasOwnTable() bool {
+	return slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return slices.Contains(ownTable, p.Type) })
+}
+
 // bringsDefault tells whether and how the configuration brings a default route
 // of the pod.
 func (a *Attachment) bringsDefault() (how string, brings bool) {
-	if slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return slices.Contains(ownTable, p.Type) }) {
+	if a.HasOwnTable() {
 		return "", false
 	}
 	for _, r := range a.routed() {
@@ -255,6 +261,9 @@ func (a *Attachment) prefixes() []netip.Prefix {
 func explainOverlaps(list []Attachment) {
 	var before []Destinations
 	for i := range list {
+		if list[i].HasOwnTable() {
+			continue
+		}
 		d := Destinations{IfName: list[i].IfName, Prefixes: list[i].prefixes()}
 		for _, sentence := range d.Overlaps(before) {
 			list[i].because("%s", sentence)
