@@ -134,7 +134,8 @@ func (a *attachment) addRules(ctx context.Context, to []netip.Prefix) error {
 		return a.addIPTables(ctx, to)
 	}
 	err := a.addNFTables(to)
-	if a.backend() == "" && nft.Unsupported(err) {
+	// ENOENT is a kernel that lacks one of the matches.
+	if a.backend() == "" && (nft.Unsupported(err) || errors.Is(err, unix.ENOENT)) {
 		return a.addIPTables(ctx, to)
 	}
 	return err
