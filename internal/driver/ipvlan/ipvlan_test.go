@@ -135,6 +135,22 @@ func TestCheckSeesThatAnotherContainerChangedTheMode(t *testing.T) {
 	}
 }
 
+// In every mode containers on one master reach each other.
+func TestContainersHearEachOther(t *testing.T) {
+	for _, mode := range []string{"l2", "l3", "l3s"} {
+		t.Run(mode, func(t *testing.T) {
+			w := drivertest.NewWorld(t, subject)
+			a, b := w.Pod(t), w.Pod(t)
+			keys := `"master":"up0","mode":"` + mode + `"`
+			w.Attached(t, w.Spec(a, drivertest.Scenario{Keys: keys, IPAM: drivertest.OneIPv4}.Conf("ipvlan")))
+			w.Attached(t, w.Spec(b, drivertest.Scenario{Keys: keys, IPAM: `{"type":"static","addresses":[{"address":"10.1.0.6/24"}]}`}.Conf("ipvlan")))
+			if !drivertest.Hears(t, a.NS, b.NS, "10.1.0.6") {
+				t.Error("they do not")
+			}
+		})
+	}
+}
+
 func BenchmarkAttachDetach(b *testing.B) {
 	for _, sc := range []drivertest.Scenario{{Name: "address", Keys: `"master":"up0"`, IPAM: drivertest.OneIPv4}} {
 		b.Run(sc.Name, func(b *testing.B) {

@@ -99,6 +99,22 @@ func TestRefusesWhatTheReferencePluginRefuses(t *testing.T) {
 		`"mode":"bridge"`, `"master":"up0","linkInContainer":true`, `"master":"up0","mac":"zz"`, `"master":7`)
 }
 
+// Frames go where the mode says.
+func TestModesDecideWhoHearsWhom(t *testing.T) {
+	for mode, want := range map[string]bool{"bridge": true, "private": false, "vepa": false} {
+		t.Run(mode, func(t *testing.T) {
+			w := drivertest.NewWorld(t, subject)
+			a, b := w.Pod(t), w.Pod(t)
+			keys := `"master":"up0","mode":"` + mode + `"`
+			w.Attached(t, w.Spec(a, drivertest.Scenario{Keys: keys, IPAM: drivertest.OneIPv4}.Conf("macvlan")))
+			w.Attached(t, w.Spec(b, drivertest.Scenario{Keys: keys, IPAM: `{"type":"static","addresses":[{"address":"10.1.0.6/24"}]}`}.Conf("macvlan")))
+			if got := drivertest.Hears(t, a.NS, b.NS, "10.1.0.6"); got != want {
+				t.Errorf("containers on one master hear each other: %t, want %t", got, want)
+			}
+		})
+	}
+}
+
 func BenchmarkAttachDetach(b *testing.B) {
 	for _, sc := range []drivertest.Scenario{{Name: "l2", Keys: `"master":"up0"`}, {Name: "address", Keys: `"master":"up0"`, IPAM: drivertest.OneIPv4}} {
 		b.Run(sc.Name, func(b *testing.B) {

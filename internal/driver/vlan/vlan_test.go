@@ -110,6 +110,22 @@ func TestSecondContainerInAVLANWaits(t *testing.T) {
 	w.Attached(t, second)
 }
 
+// The far end of the master stands for the switch: same VLAN, same segment.
+func TestFramesCarryTheVLAN(t *testing.T) {
+	for id, want := range map[string]bool{"2001": true, "2002": false} {
+		t.Run(id, func(t *testing.T) {
+			w := drivertest.NewWorld(t, subject)
+			a, b := w.Pod(t), w.Pod(t)
+			w.Attached(t, w.Spec(a, drivertest.Scenario{Keys: `"master":"up0","vlanId":2001`, IPAM: drivertest.OneIPv4}.Conf("vlan")))
+			w.Attached(t, w.Spec(b, drivertest.Scenario{Keys: `"master":"up0-far","vlanId":` + id,
+				IPAM: `{"type":"static","addresses":[{"address":"10.1.0.6/24"}]}`}.Conf("vlan")))
+			if got := drivertest.Hears(t, a.NS, b.NS, "10.1.0.6"); got != want {
+				t.Errorf("VLAN 2001 hears VLAN %s: %t, want %t", id, got, want)
+			}
+		})
+	}
+}
+
 func BenchmarkAttachDetach(b *testing.B) {
 	b.Run("address", func(b *testing.B) {
 		drivertest.Bench(b, subject, scenarios[0], drivertest.BareStacked(rtnl.Stacked{Kind: "vlan", ID: 2001}, "up0", true))
