@@ -35,10 +35,13 @@ func New(cfg Config) driver.Driver {
 	if cfg.Masq == nil {
 		cfg.Masq = masq.New(cfg.HostNS)
 	}
-	return ptp(cfg)
+	return ptp{Config: cfg, remover: rtnl.NewRemover()}
 }
 
-type ptp Config
+type ptp struct {
+	Config
+	remover *rtnl.Remover
+}
 
 // containerIndex is where the container's end is in a result's interfaces,
 // behind the node's end.
@@ -87,7 +90,7 @@ func (d ptp) Detach(ctx context.Context, s driver.Spec) error {
 // attachment is one attachment with what is open while it is worked on.
 type attachment struct {
 	conf
-	cfg  Config
+	cfg  ptp
 	spec driver.Spec
 	host *rtnl.Handle
 	pod  *rtnl.Handle // nil when the namespace is gone
@@ -98,7 +101,7 @@ func (d ptp) open(c conf, s driver.Spec) (*attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &attachment{conf: c, cfg: Config(d), spec: s, host: host}
+	a := &attachment{conf: c, cfg: d, spec: s, host: host}
 	if s.NetNS != nil {
 		if a.pod, err = rtnl.Open(s.NetNS); err != nil {
 			host.Close()
@@ -123,7 +126,7 @@ func (a *attachment) needPod() error {
 }
 
 func (a *attachment) veth() driver.Veth {
-	return driver.Veth{Spec: a.spec, Host: a.host, Pod: a.pod}
+	return driver.Veth{Spec: a.spec, Host: a.host, Pod: a.pod, Remover: a.cfg.remover}
 }
 
 // iface asks nobody about duplicates: the node is alone on the other side.
