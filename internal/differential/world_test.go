@@ -220,12 +220,42 @@ func (w *world) rules(ns *netns.NS) (string, error) {
 			return "", err
 		}
 		text := withoutLines(string(out), regexp.MustCompile(`^#`))
-		// Tables come in the order in which they were made.
-		tables := strings.Split("\n"+strings.TrimRight(text, "\n"), "\ntable ")
-		slices.Sort(tables[1:])
-		b.WriteString(strings.TrimPrefix(strings.Join(tables, "\ntable "), "\n") + "\n")
+		b.WriteString(inOrder(text))
 	}
 	return b.String(), nil
+}
+
+// inOrder sorts what nft lists in the order in which it was made: tables, and
+// the chains and maps in them. Rules keep their order, which means something.
+func inOrder(ruleset string) string {
+	var tables []string
+	var head string
+	var blocks []string
+	block := ""
+	for line := range strings.Lines(ruleset) {
+		switch {
+		case strings.HasPrefix(line, "table "):
+			head, blocks = line, nil
+		case head == "":
+			tables = append(tables, line) // not of nft
+		case line == "}\n":
+			slices.Sort(blocks)
+			tables = append(tables, head+strings.Join(blocks, "")+line)
+			head = ""
+		case strings.HasPrefix(line, "\t") && strings.HasSuffix(line, "{\n") && block == "":
+			block = line
+		case line == "\t}\n":
+			blocks, block = append(blocks, block+line), ""
+		case block != "":
+			block += line
+		case line != "\n":
+			head += line
+		}
+	}
+	if slices.ContainsFunc(tables, func(t string) bool { return strings.HasPrefix(t, "table ") }) {
+		slices.Sort(tables)
+	}
+	return strings.Join(tables, "")
 }
 
 // run runs a program inside ns.
