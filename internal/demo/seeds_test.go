@@ -62,25 +62,23 @@ func TestClusterIPVlan(t *testing.T) {
 				s.apply(t, networkOf("ipvlan-"+node, fmt.Sprintf(`{"cniVersion":"0.3.0","type":"ipvlan","master":"trunk0","mode":"%s","ipam":{"type":"host-local",
       "subnet":"192.168.1.0/24","rangeStart":"192.168.1.%d","rangeEnd":"192.168.1.%d","gateway":"192.168.1.1"}}`, mode, 13+20*i, 17+20*i)))
 			}
+			s.pod(t, "three", "node2", "ipvlan-node2")
 			s.twoPods(t, "node1", "node1", "ipvlan-node1")
+			s.kubectl(t, "wait", "--for=condition=Ready", "--timeout=240s", "pod/three")
 			s.statusIsAsInTheSeed(t, "cbr0", "default/ipvlan-node1")
-			s.pings(t, "net1", s.address(t, "two", "net1"))
 			routes := s.kubectl(t, "exec", "one", "--", "ip", "route")
 			if !strings.Contains(routes, "192.168.1.0/24 dev net1") || strings.Count(routes, "default") != 1 || !strings.Contains(routes, "dev eth0") {
 				t.Errorf("routes:\n%s", routes)
 			}
-			s.kubectl(t, "delete", "pod", "one", "two", "--wait")
-
-			s.pod(t, "one", "node1", "ipvlan-node1")
-			s.pod(t, "two", "node2", "ipvlan-node2")
-			s.running(t)
+			there := s.address(t, "three", "net1")
 			if mode != "l2" {
 				// Nobody answers for such a pod on the wire: the nodes route.
-				s.on(t, "node1", "ip route replace "+s.address(t, "two", "net1")+" via 192.168.1.102 dev trunk0")
+				s.on(t, "node1", "ip route replace "+there+" via 192.168.1.102 dev trunk0")
 				s.on(t, "node2", "ip route replace "+s.address(t, "one", "net1")+" via 192.168.1.101 dev trunk0")
 			}
 			s.pings(t, "net1", s.address(t, "two", "net1"))
-			s.kubectl(t, "delete", "pod", "one", "two", "--wait")
+			s.pings(t, "net1", there)
+			s.kubectl(t, "delete", "pod", "one", "two", "three", "--wait")
 		})
 	}
 }
@@ -110,6 +108,42 @@ func TestClusterFlannelAndCiliumByContainerd(t *testing.T) {
 	s := upWith(t, lab.Config{Name: "seed-max", CNI: "flannel-host-gw+cilium", NodeKernel: "host", MaxConfNum: 2})
 	s.twoPods(t, "node1", "node2", "")
 	s.bothNetworks(t)
+}
+
+// TestClusterFlannelAndABridge has eth1 on the network of the nodes, by a bridge
+// that the trunk is a port of. A client of another subnet, behind a router
+// there, reaches eth1; the answer takes the same way only with source routing.
+func TestClusterFlannelAndABridge(t *testing.T) {
+	s := upWith(t, lab.Config{Name: "seed-bridge", CNI: "flannel-host-gw", NodeKernel: "host"})
+	s.install(t)
+	for _, node := range s.lab.Nodes() {
+		s.on(t, node, "ip link add br0 type bridge && ip link set trunk0 up master br0 && ip link set br0 up")
+	}
+	const router, client = "192.168.0.102", "203.0.113.5"
+	s.on(t, "node2", "ip addr add "+router+"/16 dev br0 && ip addr add "+client+"/32 dev lo")
+	bridge := func(node int, more string) string {
+		return fmt.Sprintf(`{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"br0","ipam":{"type":"host-local",
+      "ranges":[[{"subnet":"192.168.0.0/16","rangeStart":"192.168.%[1]d.1","rangeEnd":"192.168.%[1]d.9","gateway":"%[2]s"}]]}}%[3]s]}`, node, router, more)
+	}
+	s.apply(t, networkOf("plain", bridge(1, "")))
+	s.apply(t, networkOf("source-routed", bridge(2, `,{"type":"sbr"}`)))
+	s.pod(t, "one", "node1", "source-routed@eth1")
+	s.pod(t, "two", "node1", "plain@eth1")
+	s.running(t)
+	for pod, answers := range map[string]bool{"one": true, "two": false} {
+		routes := s.kubectl(t, "exec", pod, "--", "ip", "route")
+		if strings.Count(routes, "default") != 1 || !strings.Contains(routes, "default via 10.244.") {
+			t.Errorf("%s: not one default route, through Flannel:\n%s", pod, routes)
+		}
+		eth1 := s.address(t, pod, "eth1")
+		s.on(t, "node2", "busybox ping -c 1 -w 20 "+eth1)
+		limit := map[bool]string{true: "20", false: "3"}[answers]
+		out, err := s.lab.NodeRun(t.Context(), "node2", "busybox", "ping", "-c", "1", "-w", limit, "-I", client, eth1)
+		if (err == nil) != answers {
+			t.Errorf("%s at %s answers %s: %v, want %v (%v, %s)", pod, eth1, client, err == nil, answers, err, out)
+		}
+	}
+	s.pings(t, "eth1", s.address(t, "two", "eth1"))
 }
 
 // bothNetworks expects of the pods one and two that Flannel is eth0 and Cilium
@@ -212,7 +246,7 @@ spec:
 
 func (s *scenario) running(t *testing.T) {
 	t.Helper()
-	if out, err := s.lab.Kubectl(t.Context(), "wait", "--for=condition=Ready", "--timeout=120s", "pod/one", "pod/two"); err != nil {
+	if out, err := s.lab.Kubectl(t.Context(), "wait", "--for=condition=Ready", "--timeout=240s", "pod/one", "pod/two"); err != nil {
 		events := s.kubectl(t, "get", "events", "--sort-by=.lastTimestamp")
 		t.Fatalf("%v: %s\n%s", err, out, events)
 	}
