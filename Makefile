@@ -15,13 +15,16 @@ DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptab
 # Cilium compiles its programs where it runs.
 DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset
 
-.PHONY: help deps build lint test test-unit test-guest test-cluster bench demo demo-down clean
+.PHONY: help deps test-deps build lint test test-unit test-guest test-cluster bench demo demo-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-deps: ## install the Debian packages that the lab and the tests need
-	@missing=$$(for p in $(DEBIAN) $(DEBIAN_TEST); do [ -e "$${p%%=*}" ] || echo "$${p##*=}"; done); \
+deps: ## install the Debian packages that the lab needs
+test-deps: DEBIAN += $(DEBIAN_TEST)
+test-deps: ## install the Debian packages that the tests need
+deps test-deps:
+	@missing=$$(for p in $(DEBIAN); do [ -e "$${p%%=*}" ] || echo "$${p##*=}"; done); \
 	if [ -n "$$missing" ]; then \
 		echo "installing: $$(echo $$missing)"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
@@ -37,23 +40,23 @@ lint: ## gofmt, vet and staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
-test: deps lint test-unit test-guest test-cluster ## everything that CI runs
+test: test-deps lint test-unit test-guest test-cluster ## everything that CI runs
 
 # As root, the tests that use the machine's own kernel run too.
-test-unit: deps ## unit tests and tests in network namespaces of this machine, with -race
+test-unit: test-deps ## unit tests and tests in network namespaces of this machine, with -race
 	BRAID_TIER=$$([ $$(id -u) = 0 ] && echo net || echo unit) go test -race ./...
 
-test-guest: deps ## tests under a guest kernel: what this machine's kernel may lack
+test-guest: test-deps ## tests under a guest kernel: what this machine's kernel may lack
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
 	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential
 
-test-cluster: deps build ## the scenarios on a real cluster
+test-cluster: test-deps build ## the scenarios on a real cluster
 	BRAID_TIER=cluster go test -p 1 -timeout 30m -v -run Cluster ./internal/e2e ./internal/kube ./internal/lab ./internal/demo ./internal/confdir/explain
 
 # What this machine's kernel lacks is measured in a guest, where starting a
 # program is slow: there only the share of bare netlink says something.
-bench: deps ## Braid beside the upstream plugins, as ratios
+bench: test-deps ## Braid beside the upstream plugins, as ratios
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
 	{ BRAID_TIER=net go test -run '^$$' -bench . ./internal/ipam/... ./internal/store ./internal/plan; \
