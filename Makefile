@@ -52,7 +52,7 @@ test-guest: test-deps ## tests under a guest kernel: what this machine's kernel 
 	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential
 
 test-cluster: test-deps build ## the scenarios on a real cluster
-	BRAID_TIER=cluster go test -p 1 -timeout 30m -v -run Cluster ./internal/e2e ./internal/kube ./internal/lab ./internal/demo ./internal/confdir/explain
+	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run Cluster ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain
 
 # What this machine's kernel lacks is measured in a guest, where starting a
 # program is slow: there only the share of bare netlink says something.

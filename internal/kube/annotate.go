@@ -22,6 +22,10 @@ const (
 	patchTimeout = 10 * time.Second
 	// patchRetryLimit is the longest pause between two tries.
 	patchRetryLimit = 2 * time.Second
+	// maxRefusals is how often in a row the API server may say that it is
+	// forbidden: one that has just started refuses everybody until it has read
+	// the rules of RBAC.
+	maxRefusals = 8
 )
 
 // SetNetworkStatus writes the network-status annotation of exactly this pod: a
@@ -33,10 +37,19 @@ func (p *Pods) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) 
 	if err != nil {
 		return fmt.Errorf("write the network status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
+	refusals := 0
 	for failures := 0; ; failures++ {
 		err := p.patchStatus(ctx, pod, patch)
 		if err == nil {
 			return nil
+		}
+		if apierrors.IsForbidden(err) {
+			refusals++
+		} else {
+			refusals = 0
+		}
+		if refusals == maxRefusals {
+			return fmt.Errorf("write the network status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 		}
 		if final, reason := p.isFinal(ctx, pod, err); final {
 			return fmt.Errorf("write the network status of pod %s/%s: %w", pod.Namespace, pod.Name, reason)
@@ -81,7 +94,7 @@ func (p *Pods) isFinal(ctx context.Context, pod plan.Pod, err error) (bool, erro
 			return true, fmt.Errorf("%w: the pod of this name has the UID %s now", ErrNotFound, live.UID)
 		}
 		return apierrors.IsInvalid(err), err
-	case apierrors.IsForbidden(err), apierrors.IsBadRequest(err),
+	case apierrors.IsBadRequest(err),
 		apierrors.IsRequestEntityTooLargeError(err), apierrors.IsMethodNotSupported(err):
 		return true, err
 	}
