@@ -25,7 +25,7 @@ const (
 	// maxRefusals is how often in a row the API server may say that it is
 	// forbidden: one that has just started refuses everybody until it has read
 	// the rules of RBAC.
-	maxRefusals = 8
+	maxRefusals = 6
 )
 
 // SetNetworkStatus writes the network-status annotation of exactly this pod: a

@@ -216,7 +216,7 @@ func TestClusterStatusIsWrittenToThisPodOnly(t *testing.T) {
 	}
 }
 
-func TestClusterARefusedStatusIsNotTriedAgain(t *testing.T) {
+func TestClusterARefusedStatusIsGivenUp(t *testing.T) {
 	s := needAPIServer(t)
 	ns := s.namespace(t)
 	config := s.braiddConfig(t, "node-"+ns)
