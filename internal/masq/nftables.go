@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
+
+	"braid.dev/braid/internal/nft"
 )
 
 // Table, chains and the beginning of each rule's comment are those of the
@@ -27,22 +29,7 @@ const (
 func (m *Masquerade) withNFT(fn func(*nftables.Conn) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var conn *nftables.Conn
-	dial := func() (err error) {
-		conn, err = nftables.New(nftables.AsLasting())
-		return err
-	}
-	var err error
-	if m.ns != nil {
-		err = m.ns.Do(dial)
-	} else {
-		err = dial()
-	}
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	defer conn.CloseLasting()
-	return fn(conn)
+	return nft.Do(m.ns, func(conn *nft.Conn) error { return fn(conn.Conn) })
 }
 
 func (m *Masquerade) addNFT(a Attachment, addrs []netip.Prefix) error {
@@ -133,7 +120,7 @@ func (m *Masquerade) removeNFT(a Attachment) (found bool, err error) {
 		}
 		return nil // somebody else removed them meanwhile
 	})
-	if err != nil && !unsupported(err) {
+	if err != nil && !nft.Unsupported(err) {
 		return found, fmt.Errorf("remove masquerade from nftables: %w", err)
 	}
 	return found, nil
@@ -181,9 +168,4 @@ func (a Attachment) userData() []byte {
 func hash16(s string) string {
 	sum := sha512.Sum512([]byte(s))
 	return hex.EncodeToString(sum[:])[:16]
-}
-
-// unsupported says that this kernel has no such nftables, and so no rules.
-func unsupported(err error) bool {
-	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }

@@ -22,10 +22,6 @@ import (
 	"braid.dev/braid/internal/rtnl"
 )
 
-// undoTimeout bounds the clean-up of an Attach that did not succeed, which
-// goes on when the request's own time is over.
-const undoTimeout = 10 * time.Second
-
 // Config is what the driver needs to know about the node.
 type Config struct {
 	// HostNS is the namespace that the bridges are in. Nil is the current one.
@@ -72,9 +68,7 @@ func (b *bridge) Attach(ctx context.Context, s driver.Spec) (*current.Result, er
 	b.enter(c.Bridge)
 	res, err := a.build(ctx)
 	if err != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		defer cancel()
-		err = errors.Join(err, a.remove(ctx))
+		err = driver.Undo(ctx, err, a.remove)
 	}
 	return res, errors.Join(err, b.leave(a.host, c.Bridge, err != nil))
 }
@@ -132,7 +126,7 @@ func (a *attachment) close() {
 // claimName makes sure that the interface name is free in the container.
 func (a *attachment) claimName(ctx context.Context) error {
 	if a.pod == nil {
-		return types.NewError(types.ErrInvalidNetNS, "the container has no network namespace", a.spec.NetNSPath)
+		return a.spec.NoNamespace()
 	}
 	return a.veth().Free(ctx, a.remove)
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
+
+	"braid.dev/braid/internal/nft"
 )
 
 // Tables, chains and comments are those of the reference plugin, so that
@@ -27,22 +29,7 @@ const (
 func (b *bridge) withNFT(fn func(*nftables.Conn) error) error {
 	b.nftMu.Lock()
 	defer b.nftMu.Unlock()
-	var conn *nftables.Conn
-	dial := func() (err error) {
-		conn, err = nftables.New(nftables.AsLasting())
-		return err
-	}
-	var err error
-	if b.HostNS != nil {
-		err = b.HostNS.Do(dial)
-	} else {
-		err = dial()
-	}
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	defer conn.CloseLasting()
-	return fn(conn)
+	return nft.Do(b.HostNS, func(conn *nft.Conn) error { return fn(conn.Conn) })
 }
 
 // addSpoofCheck drops every frame that comes out of the container with a
@@ -101,7 +88,7 @@ func (a *attachment) removeSpoofCheck() error {
 		}
 		return nil
 	})
-	if err != nil && !unsupported(err) {
+	if err != nil && !nft.Unsupported(err) {
 		return fmt.Errorf("remove macspoofchk: %w", err)
 	}
 	return nil
@@ -179,9 +166,4 @@ func comment(text string) []byte {
 		text = text[:maxComment-1]
 	}
 	return userdata.AppendString(nil, userdata.TypeComment, text)
-}
-
-// unsupported says that this kernel has no such nftables, and so no rules.
-func unsupported(err error) bool {
-	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
