@@ -100,8 +100,15 @@ func TestClusterPodsOfThisNodeAreInMemory(t *testing.T) {
 		t.Error("a pod of another node is in memory")
 	}
 	s.deletePod(t, late)
+	forgets(t, c, ns, "late")
+}
+
+// forgets waits until the watch has told of a pod's end: until then the pod
+// is answered for from memory.
+func forgets(t *testing.T, c *Cluster, namespace, name string) {
+	t.Helper()
 	eventually(t, "a deleted pod leaves memory", 10*time.Second, func() error {
-		if _, ok := c.Pods.table.get(key{ns, "late"}); ok {
+		if _, ok := c.Pods.table.get(key{namespace, name}); ok {
 			return errors.New("it is there")
 		}
 		return nil
@@ -115,6 +122,7 @@ func TestClusterAPodThatIsGoneIsNotWaitedFor(t *testing.T) {
 	c := synced(t, s.braiddConfig(t, node), node)
 	old := s.pod(t, ns, "web-0", node, nil)
 	s.deletePod(t, old)
+	forgets(t, c, ns, "web-0")
 
 	start := time.Now()
 	_, err := c.Pods.Get(within(t, 30*time.Second), ns, "web-0", string(old.UID))
