@@ -17,14 +17,18 @@ import (
 // initName is the file name of the program of internal/guest/init.
 const initName = "braid-guest-init"
 
-// findKernel returns the path of user-mode-linux.
-func findKernel() (string, error) {
-	for _, name := range []string{"linux.uml", "linux"} {
+// findProgram returns the path of the program that a kernel runs in.
+func findProgram(k Kernel) (string, error) {
+	names, packages := []string{"linux.uml", "linux"}, "user-mode-linux kmod"
+	if k == QEMU {
+		names, packages = []string{"qemu-system-x86_64"}, "qemu-system-x86 kmod"
+	}
+	for _, name := range names {
 		if path, err := exec.LookPath(name); err == nil {
 			return path, nil
 		}
 	}
-	return "", errors.New("no user-mode-linux on PATH (apt-get install user-mode-linux kmod)")
+	return "", fmt.Errorf("no %s on PATH (apt-get install %s)", names[0], packages)
 }
 
 // findInit returns the path of the init program: the one of BRAID_GUEST_INIT,

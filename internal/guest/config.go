@@ -43,6 +43,12 @@ func (c Config) normalize() (Config, error) {
 	if strings.ContainsAny(c.Dir, " \t\n\"") {
 		return c, fmt.Errorf("directory %q: no spaces or quotes, it stands on a kernel command line", c.Dir)
 	}
+	if c.Kernel == "" {
+		c.Kernel = UML
+	}
+	if !slices.Contains(Kernels, c.Kernel) {
+		return c, fmt.Errorf("kernel %q: there are %v", c.Kernel, Kernels)
+	}
 	if c.Hostname == "" {
 		c.Hostname = c.Name
 	}
@@ -96,10 +102,10 @@ func deriveMAC(parts ...string) net.HardwareAddr {
 	return mac
 }
 
-// kernelArgs is the command line of the guest's kernel.
-func kernelArgs(c Config, bootFile string) []string {
+// umlArgs is the command line of user-mode-linux.
+func umlArgs(c Config, bootFile string) []string {
 	args := []string{
-		c.Kernel,
+		c.Program,
 		fmt.Sprintf("mem=%dM", c.MemoryMiB),
 		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw",
 		"init=" + c.Init,
@@ -123,12 +129,13 @@ func kernelArgs(c Config, bootFile string) []string {
 	return args
 }
 
-// bootConfig is what the guest's init is told.
+// bootConfig is what the guest's init is told under user-mode-linux.
 func bootConfig(c Config, cpuMHz string) control.Boot {
 	b := control.Boot{
 		Hostname:  c.Hostname,
 		CPUMHz:    cpuMHz,
 		ModuleDir: moduleDir,
+		Hostfs:    true,
 		Modules:   c.Modules,
 		Hosts:     maps.Clone(c.Hosts),
 		Tmpfs:     c.Tmpfs,

@@ -72,9 +72,9 @@ func TestDerivedMACsAreStableLocalAndDifferent(t *testing.T) {
 	}
 }
 
-func TestKernelArguments(t *testing.T) {
+func TestArgumentsOfUserModeLinux(t *testing.T) {
 	c, err := Config{
-		Name: "node1", Dir: "/run/x", Kernel: "/usr/bin/linux", Init: "/i", MemoryMiB: 300,
+		Name: "node1", Dir: "/run/x", Program: "/usr/bin/linux", Init: "/i", MemoryMiB: 300,
 		NICs: []NIC{nic(func(n *NIC) { n.MAC = []byte{2, 0, 0, 0, 0, 1} })},
 	}.normalize()
 	if err != nil {
@@ -84,7 +84,7 @@ func TestKernelArguments(t *testing.T) {
 		"con=null con0=null,fd:1 con1=null,fd:3 con2=null,fd:4 con3=null,fd:5 con4=fd:6,null ssl=null quiet " +
 		"initcall_blacklist=raid6_select_algo,calibrate_xor_blocks lpj=20000000 " +
 		"BRAID_BOOT=/run/x/boot.json vec0:transport=tap,ifname=braidtap0,depth=128,gro=1,mac=02:00:00:00:00:01"
-	if got := strings.Join(kernelArgs(c, "/run/x/boot.json"), " "); got != want {
+	if got := strings.Join(umlArgs(c, "/run/x/boot.json"), " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
@@ -238,4 +238,29 @@ func FuzzReceive(f *testing.F) {
 			t.Errorf("%q is no whole answer", data)
 		}
 	})
+}
+
+func TestArgumentsOfQEMU(t *testing.T) {
+	c, err := Config{
+		Name: "node1", Dir: "/run/x", Kernel: QEMU, Program: "/usr/bin/qemu", Init: "/i", MemoryMiB: 300,
+		NICs: []NIC{nic(func(n *NIC) { n.MAC = []byte{2, 0, 0, 0, 0, 1} })},
+	}.normalize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.linux = linux{release: "6.1", image: "/k/boot/vmlinuz-6.1", modules: "/k/lib/modules"}
+	got := strings.Join(qemuArgs(c, "/run/x/boot.json"), " ")
+	for _, want := range []string{
+		"/usr/bin/qemu -machine q35 -accel tcg", " -m 300M ", "size=300M,mem-path=/dev/shm,share=on",
+		"-kernel /k/boot/vmlinuz-6.1 -initrd /run/x/initrd", "BRAID_BOOT=/run/x/boot.json BRAID_STATUS=/dev/ttyS1",
+		"-netdev tap,id=net0,ifname=braidtap0,script=no,downscript=no -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in %s", want, got)
+		}
+	}
+	b := qemuBoot(c, bootConfig(c, "1000.000"))
+	if b.ModuleDir != "/k/lib/modules" || b.Hostfs || b.Links[0].Device != "eth0" {
+		t.Errorf("boot file: %+v", b)
+	}
 }

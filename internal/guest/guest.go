@@ -1,5 +1,7 @@
 // Package guest boots programs under a kernel of their own: Debian's
-// user-mode-linux, a Linux kernel that runs as an ordinary process.
+// user-mode-linux, a Linux kernel that runs as an ordinary process, or, ten
+// times slower and with everything that a distribution's kernel has, Debian's
+// cloud kernel under QEMU.
 //
 // A guest sees the file tree of the machine it runs on through an overlay: it
 // can run every program that is installed there, and what it writes goes to
@@ -62,20 +64,40 @@ type Config struct {
 	Modules []string
 	// Sysctls are set at boot, such as net.ipv4.ip_forward: 1.
 	Sysctls map[string]string
-	// SharedKernel makes a guest without a kernel of its own: a process in
-	// network, mount, pid, IPC and UTS namespaces of its own, on the machine's
-	// kernel. It sees the same file tree in the same way and is used in the same
-	// way, except that MemoryMiB, Modules and Kernel mean nothing, its cgroups
-	// are the machine's, and its links are veth pairs. Mounts below / of the
-	// machine, /dev aside, are not in its tree. Throw-away guests cannot have it.
-	SharedKernel bool
-	// Kernel is the user-mode-linux program; found on PATH when empty.
-	Kernel string
+	// Kernel is what the guest runs on; UML when empty.
+	Kernel Kernel
+	// Program is the user-mode-linux program, or QEMU's; found on PATH when empty.
+	Program string
 	// Init is the program of internal/guest/init; when empty it is the
 	// program braid-guest-init beside the running one, or is built from this
 	// module's source into the user's cache directory.
 	Init string
+
+	linux linux // what QEMU boots, once it is known
 }
+
+// Kernel is a kind of kernel that a guest can run on.
+type Kernel string
+
+const (
+	// UML is Debian's user-mode-linux: up within three seconds, one processor, no
+	// nftables for IP, no perf events, no Go race detector.
+	UML Kernel = "uml"
+	// QEMU is Debian's cloud kernel on a processor that QEMU emulates: all that
+	// UML lacks, at a tenth of its speed. The kernel is downloaded from Debian's
+	// mirror once. Throw-away guests cannot have it.
+	QEMU Kernel = "qemu"
+	// Host is the machine's own kernel: the guest is a process in network,
+	// mount, pid, IPC and UTS namespaces of its own. It sees the same file tree
+	// in the same way and is used in the same way, except that MemoryMiB,
+	// Modules and Program mean nothing, its cgroups are the machine's, and its
+	// links are veth pairs. Mounts below / of the machine, /dev aside, are not in
+	// its tree. Throw-away guests cannot have it.
+	Host Kernel = "host"
+)
+
+// Kernels are all of them.
+var Kernels = []Kernel{UML, QEMU, Host}
 
 // NIC is one link of a guest.
 type NIC struct {
@@ -83,7 +105,7 @@ type NIC struct {
 	Name string
 	// Tap is the name of the link's other end in Config.NetNS, at most 15
 	// characters. Start creates it when it does not exist, sets it up, and
-	// Stop deletes it again. With SharedKernel it is the end of a veth pair,
+	// Stop deletes it again. On the kernel Host it is the end of a veth pair,
 	// which goes with the guest.
 	Tap string
 	// Bridge is the bridge in Config.NetNS that the tap becomes a port of,

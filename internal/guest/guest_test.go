@@ -519,7 +519,7 @@ func TestAFailedStartLeavesNothing(t *testing.T) {
 		"module": func(c *guest.Config) { c.Modules = []string{"no_such_module"} },
 		"init":   func(c *guest.Config) { c.Init = "/bin/true" },
 		"bridge": func(c *guest.Config) { c.NICs[1].Bridge = "nobridge" },
-		"kernel": func(c *guest.Config) { c.Kernel = "/bin/false" },
+		"kernel": func(c *guest.Config) { c.Program = "/bin/false" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := config(t, nsPath, "bad", "192.168.77.2/24")

@@ -36,8 +36,8 @@ func runInNew(ctx context.Context, c Config, cmd Cmd) (int, error) {
 	if cmd.Stdin != nil {
 		return 0, errors.New("a throw-away guest has no stdin")
 	}
-	if c.SharedKernel {
-		return 0, errors.New("a throw-away guest has a kernel of its own")
+	if c.Kernel != "" && c.Kernel != UML {
+		return 0, fmt.Errorf("a throw-away guest runs on %s, not on %s", UML, c.Kernel)
 	}
 	c, err := prepare(ctx, c)
 	if err != nil {

@@ -16,7 +16,7 @@ func TestSharedKernel(t *testing.T) {
 	kerneltest.Need(t, kerneltest.Veth)
 	ns, nsPath := bridgeNS(t)
 	c := config(t, nsPath, "shared", "192.168.77.2/24")
-	c.SharedKernel = true
+	c.Kernel = guest.Host
 	shared := t.TempDir()
 	c.Shares = []guest.Share{{Host: shared, Guest: "/mnt/shared"}}
 	c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
@@ -71,7 +71,7 @@ func TestSharedKernel(t *testing.T) {
 func TestSharedKernelSaysWhyItDoesNotStart(t *testing.T) {
 	_, nsPath := bridgeNS(t)
 	c := config(t, nsPath, "bad", "192.168.77.2/24")
-	c.SharedKernel = true
+	c.Kernel = guest.Host
 	c.Sysctls = map[string]string{"net.braid.none": "1"}
 	_, err := guest.Start(t.Context(), c)
 	if err == nil || !strings.Contains(err.Error(), "set net.braid.none to 1") {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -91,8 +92,11 @@ func startAgent(ctx context.Context, c Config) (*Guest, error) {
 	}
 	b := bootConfig(c, hostClock())
 	b.Token = g.state.Token
-	if c.SharedKernel {
+	switch c.Kernel {
+	case Host:
 		b = sharedBoot(c, b)
+	case QEMU:
+		b = qemuBoot(c, b)
 	}
 	l, err := g.launch(c, b, nil)
 	if err != nil {
@@ -118,7 +122,7 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 	if err != nil {
 		return c, err
 	}
-	if !c.SharedKernel {
+	if c.Kernel != Host {
 		if err := checkMemory(c.MemoryMiB); err != nil {
 			return c, err
 		}
@@ -126,8 +130,13 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 	if old, err := open(c.Dir); err == nil && old.running() {
 		return c, fmt.Errorf("%s belongs to guest %s, which runs as process %d", c.Dir, old.Name(), old.PID())
 	}
-	if c.Kernel == "" && !c.SharedKernel {
-		if c.Kernel, err = findKernel(); err != nil {
+	if c.Program == "" && c.Kernel != Host {
+		if c.Program, err = findProgram(c.Kernel); err != nil {
+			return c, err
+		}
+	}
+	if c.Kernel == QEMU {
+		if c.linux, err = fetchLinux(ctx); err != nil {
 			return c, err
 		}
 	}
@@ -178,10 +187,15 @@ func (g *Guest) launch(c Config, b control.Boot, t *terminals) (*launched, error
 	if err := writeBoot(c.Dir, b); err != nil {
 		return nil, err
 	}
-	if c.SharedKernel {
+	if c.Kernel == Host {
 		g.namePairs(c)
 	} else if err := g.makeTaps(c); err != nil {
 		return nil, err
+	}
+	if c.Kernel == QEMU {
+		if err := writeInitrd(c); err != nil {
+			return nil, fmt.Errorf("initial file tree: %w", err)
+		}
 	}
 	statusR, statusW, err := os.Pipe()
 	if err != nil {
@@ -253,18 +267,28 @@ func supervisor(c Config, t *terminals) (*exec.Cmd, error) {
 	} else {
 		attr.Pdeathsig = unix.SIGKILL
 	}
-	args := append([]string{"supervise"}, kernelArgs(c, filepath.Join(c.Dir, bootName))...)
-	if c.SharedKernel {
-		args = []string{"host", filepath.Join(c.Dir, bootName)}
+	if c.Kernel == Host {
 		attr.Cloneflags |= sharedNamespaces
 	}
-	cmd := exec.Command(c.Init, args...)
+	cmd := exec.Command(c.Init, initArgs(c, filepath.Join(c.Dir, bootName))...)
 	cmd.Dir = c.Dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/", "TMPDIR=" + memoryDir}
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.ExtraFiles = []*os.File{nil, t.stdout, t.stderr, t.input}
 	cmd.SysProcAttr = attr
 	return cmd, nil
+}
+
+// initArgs is what init does on the host.
+func initArgs(c Config, bootFile string) []string {
+	switch c.Kernel {
+	case Host:
+		return []string{"host", bootFile}
+	case QEMU:
+		return slices.Concat([]string{"emulate", shareSocket}, virtiofsdArgs(), []string{"--"}, qemuArgs(c, bootFile))
+	default:
+		return append([]string{"supervise"}, umlArgs(c, bootFile)...)
+	}
 }
 
 // startRecorded starts cmd and lets it go on only when the state file names
@@ -289,7 +313,7 @@ func (g *Guest) startRecorded(c Config, cmd *exec.Cmd) error {
 	if g.state.process, err = identify(cmd.Process.Pid); err == nil {
 		err = g.state.save(c.Dir)
 	}
-	if err == nil && c.SharedKernel {
+	if err == nil && c.Kernel == Host {
 		err = makePairs(c, cmd.Process.Pid)
 	}
 	if err == nil {

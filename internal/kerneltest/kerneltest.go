@@ -48,6 +48,7 @@ const (
 	NftBridge      Feature = "nftables bridge"
 	IptablesLegacy Feature = "iptables-legacy"
 	UML            Feature = "user-mode-linux" // can boot guests (internal/guest)
+	QEMU           Feature = "QEMU"            // the same with Debian's cloud kernel
 )
 
 // Tier is a place where tests run.
@@ -66,8 +67,8 @@ const (
 var promises = map[Tier][]Feature{
 	Any:     {},
 	Unit:    {},
-	Net:     {NetNS, Veth, Bridge, Tap, Macvlan, Shaping, NftInet, UML},
-	Cluster: {NetNS, Veth, Bridge, Tap, UML},
+	Net:     {NetNS, Veth, Bridge, Tap, Macvlan, Shaping, NftInet, UML, QEMU},
+	Cluster: {NetNS, Veth, Bridge, Tap, UML, QEMU},
 	Guest: {
 		NetNS, Veth, Bridge, BridgeVLAN, Tap, Macvlan, IPVlan, VLAN, VXLAN, Geneve, Dummy, VRF, Shaping,
 		NftBridge, IptablesLegacy,

@@ -32,6 +32,7 @@ var probes = map[Feature]func() error{
 	NftBridge:      once(func() error { return addNftTable(unix.NFPROTO_BRIDGE) }),
 	IptablesLegacy: once(tryIptablesLegacy),
 	UML:            once(tryUML),
+	QEMU:           once(tryQEMU),
 }
 
 // once runs try in a namespace that exists only for that.
@@ -119,5 +120,18 @@ func tryUML() error {
 		return fmt.Errorf("linux.uml: %w (Debian package user-mode-linux)", err)
 	}
 	_, err = os.Stat("/usr/lib/uml/modules/" + strings.TrimSpace(string(version)))
+	return err
+}
+
+// tryQEMU runs the emulator as far as its version, and looks for the programs
+// that a guest takes beside it.
+func tryQEMU() error {
+	if _, err := exec.Command("qemu-system-x86_64", "--version").Output(); err != nil {
+		return fmt.Errorf("qemu-system-x86_64: %w (Debian package qemu-system-x86)", err)
+	}
+	if _, err := exec.LookPath("depmod"); err != nil {
+		return fmt.Errorf("%w (Debian package kmod)", err)
+	}
+	_, err := os.Stat("/usr/lib/qemu/virtiofsd")
 	return err
 }

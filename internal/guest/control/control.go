@@ -16,6 +16,17 @@ const Port = 61
 // BootEnv is the environment variable that tells init the path of its boot file.
 const BootEnv = "BRAID_BOOT"
 
+// StatusEnv is the environment variable that names the terminal for status
+// lines, TTYStatus unless it is set.
+const StatusEnv = "BRAID_STATUS"
+
+// RootTag is the virtiofs file system that is the host's tree.
+const RootTag = "braid-root"
+
+// InitrdModules is where an initial file tree holds the modules that it takes
+// to mount RootTag, in the order of loading.
+const InitrdModules = "/modules"
+
 // LogDir is where the guest sees the host's directory for daemon logs.
 const LogDir = "/run/braid-guest/log"
 
@@ -51,12 +62,15 @@ type Boot struct {
 	// CPUMHz is the clock of the host's processor.
 	CPUMHz    string
 	ModuleDir string // holds one directory per kernel release
-	Modules   []string
-	Links     []Link
-	Hosts     map[string]netip.Addr
-	Tmpfs     []string
-	Shares    []Share
-	Sysctls   map[string]string
+	// Hostfs says that shares are mounted with hostfs, the file system of
+	// user-mode-linux; otherwise they are parts of the root as it is at first.
+	Hostfs  bool
+	Modules []string
+	Links   []Link
+	Hosts   map[string]netip.Addr
+	Tmpfs   []string
+	Shares  []Share
+	Sysctls map[string]string
 	// Once is the one command of a throw-away guest; nil in a guest with an agent.
 	Once *Command
 }

@@ -64,7 +64,7 @@ func bootOnHost(b control.Boot) error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make / private: %w", err)
 	}
-	trees, err := takeTrees(b)
+	trees, err := takeTrees(slices.Concat(hostTrees, b.Shares))
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func bootOnHost(b control.Boot) error {
 			return err
 		}
 	}
-	for _, t := range trees[firstShare:] {
+	for _, t := range trees[len(hostTrees):] {
 		if err := t.attach(); err != nil {
 			return err
 		}
@@ -101,20 +101,19 @@ func bootOnHost(b control.Boot) error {
 	return setSysctls(b.Sysctls)
 }
 
-// tree is a mount of the host, taken along into the guest's own file tree.
+// tree is a part of the host's file tree, taken along into the guest's own.
 type tree struct {
 	fd int
 	at string
 }
 
-// firstShare is the index of the first of takeTrees that is a share.
-const firstShare = 2
+// hostTrees are the host's devices and cgroups.
+var hostTrees = []control.Share{{Host: "/dev", Guest: "/dev"}, {Host: "/sys/fs/cgroup", Guest: "/sys/fs/cgroup"}}
 
-// takeTrees holds the host's devices and cgroups, and the shares.
-func takeTrees(b control.Boot) ([]tree, error) {
-	list := []control.Share{{Host: "/dev", Guest: "/dev"}, {Host: "/sys/fs/cgroup", Guest: "/sys/fs/cgroup"}}
+// takeTrees holds the shares' directories of the host.
+func takeTrees(shares []control.Share) ([]tree, error) {
 	var trees []tree
-	for _, s := range append(list, b.Shares...) {
+	for _, s := range shares {
 		fd, err := unix.OpenTree(unix.AT_FDCWD, s.Host, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 		if err != nil {
 			return nil, fmt.Errorf("take %s along: %w", s.Host, err)

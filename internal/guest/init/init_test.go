@@ -1,7 +1,6 @@
 package main
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,36 +9,10 @@ import (
 	"braid.dev/braid/internal/guest/control"
 )
 
-func TestModulesLoadAfterWhatTheyNeed(t *testing.T) {
-	deps := parseDeps("kernel/net/802/stp.ko: kernel/net/llc/llc.ko\n" +
-		"kernel/net/bridge/bridge.ko: kernel/net/802/stp.ko kernel/net/llc/llc.ko\n" +
-		"kernel/net/br-netfilter.ko:\nnot a line\n")
-	want := map[string][]string{
-		"stp":          {"kernel/net/llc/llc.ko", "kernel/net/802/stp.ko"},
-		"bridge":       {"kernel/net/llc/llc.ko", "kernel/net/802/stp.ko", "kernel/net/bridge/bridge.ko"},
-		"br_netfilter": {"kernel/net/br-netfilter.ko"},
-	}
-	if !maps.EqualFunc(deps, want, slices.Equal[[]string]) {
-		t.Errorf("got %v, want %v", deps, want)
-	}
-}
-
 func TestAMissingModuleIsNamed(t *testing.T) {
 	if err := (modules{dir: "/m"}).load("nope"); err == nil || !strings.Contains(err.Error(), "nope") {
 		t.Error(err)
 	}
-}
-
-func FuzzParseDeps(f *testing.F) {
-	f.Add("kernel/a.ko: kernel/b.ko\n")
-	f.Add(":\n:::\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		for name, files := range parseDeps(text) {
-			if len(files) == 0 || moduleName(files[len(files)-1]) != name {
-				t.Errorf("%q does not come last in %q", name, files)
-			}
-		}
-	})
 }
 
 func TestEveryProcessorGetsAClock(t *testing.T) {

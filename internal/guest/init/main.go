@@ -2,7 +2,8 @@
 //
 // On the host, `init supervise PROGRAM ARG…` is process 1 of the guest's pid
 // namespace: it starts user-mode-linux, waits for it and ends, and the kernel
-// ends everything else in the namespace with it. Inside the guest, init makes
+// ends everything else in the namespace with it. `init emulate` does so with
+// QEMU and the server of its root file system. Inside the guest, init makes
 // the system usable, then serves the agent or runs one command.
 //
 // `init host BOOTFILE` is process 1 of a guest that has namespaces of its own
@@ -10,6 +11,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +25,9 @@ import (
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "supervise" {
 		os.Exit(supervise(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "emulate" {
+		os.Exit(emulate(os.Args[2:]))
 	}
 	if len(os.Args) == 3 && os.Args[1] == "host" {
 		os.Exit(hostGuest(os.Args[2]))
@@ -44,6 +49,9 @@ func main() {
 
 // run is the life of a guest.
 func run(bootFile string) error {
+	if err := leaveInitrd(); err != nil {
+		return fmt.Errorf("initial file tree: %w", err)
+	}
 	b, err := readBoot(bootFile)
 	if err != nil {
 		return err
@@ -84,7 +92,7 @@ func readBoot(path string) (control.Boot, error) {
 
 // report writes one status line and waits until the host has it.
 func report(status, arg string) error {
-	tty, err := openTTY(control.TTYStatus, unix.O_WRONLY)
+	tty, err := openTTY(cmp.Or(os.Getenv(control.StatusEnv), control.TTYStatus), unix.O_WRONLY)
 	if err != nil {
 		return fmt.Errorf("report %s: %w", status, err)
 	}

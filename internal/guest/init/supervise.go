@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
+	"slices"
 
 	"braid.dev/braid/internal/guest/control"
 )
@@ -20,7 +22,50 @@ func supervise(args []string) int {
 	if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
 		return 2 // the starter is gone
 	}
-	// The kernel gets no stdin and, beside its log, the ends of its terminals.
+	return runKernel(args)
+}
+
+// emulate runs a server of the guest's root, which it hands a listening socket
+// as its first descriptor beside stdio, and QEMU: SOCKET SERVER ARG… -- QEMU ARG….
+func emulate(args []string) int {
+	end := slices.Index(args, "--")
+	if end < 2 || end == len(args)-1 {
+		fmt.Fprintln(os.Stderr, "emulate: want SOCKET SERVER ARG… -- QEMU ARG…")
+		return 2
+	}
+	if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
+		return 2 // as in supervise
+	}
+	if err := startServer(args[0], args[1:end]); err != nil {
+		fmt.Fprintln(os.Stderr, "file server:", err)
+		return 1
+	}
+	return runKernel(args[end+1:])
+}
+
+func startServer(socket string, args []string) error {
+	if err := os.Remove(socket); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	f, err := l.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{f}
+	return cmd.Start()
+}
+
+// runKernel runs the program that is the guest's kernel, with no stdin and,
+// beside its log, the ends of its terminals.
+func runKernel(args []string) int {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	for fd := control.FirstFD; fd <= control.LastFD; fd++ {

@@ -42,6 +42,12 @@ func boot(b control.Boot) error {
 	if err := mods.load("overlay"); err != nil {
 		return err
 	}
+	var shares []tree
+	if !b.Hostfs {
+		if shares, err = takeTrees(b.Shares); err != nil {
+			return err
+		}
+	}
 	if err := enterOverlay(); err != nil {
 		return err
 	}
@@ -53,9 +59,16 @@ func boot(b control.Boot) error {
 			return err
 		}
 	}
-	for _, s := range b.Shares {
-		if err := mount("none", s.Guest, "hostfs", 0, s.Host); err != nil {
+	for _, t := range shares {
+		if err := t.attach(); err != nil {
 			return err
+		}
+	}
+	if b.Hostfs {
+		for _, s := range b.Shares {
+			if err := mount("none", s.Guest, "hostfs", 0, s.Host); err != nil {
+				return err
+			}
 		}
 	}
 	for _, m := range slices.Concat(alwaysModules, b.Modules) {

@@ -1,0 +1,71 @@
+package guest
+
+import (
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"braid.dev/braid/internal/guest/control"
+)
+
+const (
+	// virtiofsdPath is where Debian's qemu-system-common has the server of
+	// virtiofs, which QEMU itself has no part in.
+	virtiofsdPath = "/usr/lib/qemu/virtiofsd"
+	// shareSocket is where both meet, relative to the guest's directory: the
+	// path of a unix socket is limited to 107 bytes.
+	shareSocket = "./virtiofs.sock"
+	initrdName  = "initrd"
+	// maxProcessors is how many the guest gets of the machine's.
+	maxProcessors = 4
+)
+
+// virtiofsdArgs is the server of the host's tree. It is given the listening
+// socket, so that QEMU cannot come too early.
+func virtiofsdArgs() []string {
+	return []string{
+		virtiofsdPath, fmt.Sprintf("--fd=%d", control.FirstFD),
+		"-o", "source=/,cache=auto,sandbox=chroot", "--rlimit-nofile=0", "--thread-pool-size=4",
+	}
+}
+
+// qemuArgs is the command line of QEMU. Its emulated processor is all that
+// works on every machine: KVM is not asked for.
+func qemuArgs(c Config, bootFile string) []string {
+	args := []string{
+		c.Program, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+		"-smp", fmt.Sprint(min(runtime.NumCPU(), maxProcessors)),
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		// virtiofsd reads and writes the guest's memory.
+		"-m", fmt.Sprintf("%dM", c.MemoryMiB),
+		"-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=%s,share=on", c.MemoryMiB, memoryDir),
+		"-numa", "node,memdev=memory",
+		"-chardev", "socket,id=root,path=" + shareSocket,
+		"-device", "vhost-user-fs-pci,chardev=root,tag=" + control.RootTag,
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-add-fd", fmt.Sprintf("fd=%d,set=1", control.FirstFD),
+		"-chardev", "file,id=status,path=/dev/fdset/1,append=on", "-serial", "chardev:status",
+		"-kernel", c.linux.image, "-initrd", filepath.Join(c.Dir, initrdName),
+		"-append", strings.Join([]string{
+			"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=1",
+			control.BootEnv + "=" + bootFile, control.StatusEnv + "=/dev/ttyS1",
+		}, " "),
+	}
+	for i, n := range c.NICs {
+		args = append(args,
+			"-netdev", fmt.Sprintf("tap,id=net%d,ifname=%s,script=no,downscript=no", i, n.Tap),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=", i, n.MAC))
+	}
+	return args
+}
+
+// qemuBoot is what init is told under QEMU.
+func qemuBoot(c Config, b control.Boot) control.Boot {
+	b.ModuleDir, b.Hostfs = c.linux.modules, false
+	b.Modules = append([]string{"virtio_net"}, b.Modules...)
+	for i := range b.Links {
+		b.Links[i].Device = fmt.Sprintf("eth%d", i)
+	}
+	return b
+}

@@ -1,0 +1,70 @@
+package guest_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"braid.dev/braid/internal/guest"
+	"braid.dev/braid/internal/kerneltest"
+)
+
+// TestQEMU holds a guest under QEMU to what one under user-mode-linux does,
+// and to what it is there for: one kernel with all that Braid uses.
+func TestQEMU(t *testing.T) {
+	ns, nsPath := bridgeNS(t)
+	kerneltest.Need(t, kerneltest.QEMU)
+	c := config(t, nsPath, "qemu", "192.168.77.2/24")
+	c.Kernel, c.MemoryMiB = guest.QEMU, 512
+	shared := t.TempDir()
+	c.Shares = []guest.Share{{Host: shared, Guest: "/mnt/shared"}}
+	c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
+	c.Hosts = map[string]netip.Addr{"other": netip.MustParseAddr("192.168.77.3")}
+	c.NICs[0].Gateway = netip.MustParseAddr("192.168.77.1")
+	g := start(t, c)
+
+	t.Run("commands", func(t *testing.T) { testCommands(t, g) })
+	t.Run("input", func(t *testing.T) { testInput(t, g) })
+	t.Run("files", func(t *testing.T) { testFiles(t, g, shared) })
+	t.Run("daemons", func(t *testing.T) { testDaemons(t, g) })
+	t.Run("open", func(t *testing.T) { testOpen(t, g, c) })
+	t.Run("a machine of its own", func(t *testing.T) {
+		for command, want := range map[string]string{
+			"hostname":                          "qemu",
+			"cat /proc/sys/net/ipv4/ip_forward": "1",
+			"ls /sys/class/net":                 "eth0\nlo\ntrunk0",
+			"ip -4 -o route show default":       "default via 192.168.77.1 dev eth0",
+			"busybox ping -c 1 -W 5 192.168.77.1 >/dev/null; echo $?": "0",
+			"stat -f -c %T /": "overlayfs",
+		} {
+			if got := output(t, g, "sh", "-c", command); strings.TrimSpace(got) != want {
+				t.Errorf("%s: %q, want %q", command, got, want)
+			}
+		}
+	})
+	t.Run("its kernel has everything", func(t *testing.T) {
+		for _, command := range []string{
+			"ip link add braidipvl0 link trunk0 type ipvlan mode l3s",
+			"ip link add braidvlan0 link trunk0 type vlan id 5",
+			"ip link add braidbr0 type bridge vlan_filtering 1",
+			"ip link add braidvrf0 type vrf table 5",
+			"ip link add braiddummy0 type dummy",
+			"test -s /sys/kernel/btf/vmlinux",
+			"test -e /proc/sys/kernel/perf_event_paranoid",
+			"test -e /proc/sys/net/core/bpf_jit_enable",
+		} {
+			output(t, g, "sh", "-c", command)
+		}
+	})
+	t.Run("nothing is left of it", func(t *testing.T) {
+		stop(t, g, c.Dir)
+		if g.Running() {
+			t.Error("it runs after Stop")
+		}
+		for link := range linksIn(t, ns) {
+			if strings.HasPrefix(link, "braidqemu") {
+				t.Errorf("link %s is left", link)
+			}
+		}
+	})
+}
