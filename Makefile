@@ -12,8 +12,8 @@ GO_FILES = $(shell find cmd internal api -name '*.go' -not -name '*_test.go' 2>/
 DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptables=iptables \
 	/bin/busybox=busybox-static /sbin/modprobe=kmod /usr/sbin/conntrack=conntrack /sbin/bridge=iproute2
 # The race detector needs a C compiler; tests read nftables rules as nft prints them;
-# Cilium compiles its programs where it runs.
-DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset
+# Cilium compiles its programs where it runs; with ipvlan it takes a kernel under QEMU.
+DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86
 
 .PHONY: help deps test-deps build lint test test-unit test-guest test-cluster bench demo demo-down clean
 

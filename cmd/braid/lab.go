@@ -23,9 +23,10 @@ func labCommand() *cobra.Command {
 		Use:   "lab",
 		Short: "A real Kubernetes cluster on this machine, to try Braid in",
 		Long: `A lab is a real Kubernetes cluster on one machine, without Docker and without
-hardware virtualisation. Its nodes run under kernels of their own (Debian's
-user-mode-linux). Every node has a link trunk0, and so has the host "ext", which
-is at 10.20.1.1 in VLAN 2001 and at 10.20.2.1 in VLAN 2002.
+hardware virtualisation. Its nodes run under kernels of their own, Debian's
+user-mode-linux unless "lab up --node-kernel" says otherwise. Every node has a
+link trunk0, and so has the host "ext", which is at 10.20.1.1 in VLAN 2001 and at
+10.20.2.1 in VLAN 2002.
 
 Everything of a lab lives in one network namespace, one cgroup and one directory
 below /run, and is gone after "braid lab down".`,
@@ -74,7 +75,8 @@ func labUp(name *string) *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVar(&cfg.Nodes, "nodes", 2, "number of nodes, 0 to 9; without any there is only the control plane")
-	cmd.Flags().StringVar(&cfg.NodeKernel, "node-kernel", "uml", "kernel of the nodes: uml, one of their own, or host, this machine's")
+	cmd.Flags().StringVar((*string)(&cfg.NodeKernel), "node-kernel", "uml",
+		"kernel of the nodes: uml or qemu, one of their own, or host, this machine's")
 	cmd.Flags().StringVar(&cfg.CNI, "cni", "bridge", "default network: "+strings.Join(lab.CNIs, ", "))
 	cmd.Flags().IntVar(&cfg.MaxConfNum, "max-conf-num", 1, "configurations of the conf dir that containerd loads for every pod")
 	cmd.Flags().IntVar(&cfg.NodeMemoryMiB, "node-memory", 3072, "memory of each node in MiB; it is taken as it is used")

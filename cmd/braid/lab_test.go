@@ -66,7 +66,7 @@ func TestLabLogsPrintsOneOrListsAll(t *testing.T) {
 
 func TestLabRefusesWhatItCannotDo(t *testing.T) {
 	for _, tc := range []struct{ args, want string }{
-		{"lab up --node-kernel=qemu --name nosuchlab", "uml and host"},
+		{"lab up --node-kernel=xen --name nosuchlab", "uml qemu host"},
 		{"lab up --nodes 10 --name nosuchlab", "1 to 9"},
 		{"lab up --name ../etc", "lab name"},
 		{"lab status --name nosuchlab", "there is no such lab"},

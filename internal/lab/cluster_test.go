@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"braid.dev/braid/internal/guest"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
 )
@@ -294,7 +295,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	_, err := Up(ctx, Config{Name: name, NodeKernel: os.Getenv(envKernel), Progress: os.Stdout})
+	_, err := Up(ctx, Config{Name: name, NodeKernel: guest.Kernel(os.Getenv(envKernel)), Progress: os.Stdout})
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"braid.dev/braid/internal/guest"
 	"braid.dev/braid/internal/kerneltest"
 )
 
@@ -15,7 +16,8 @@ import (
 func TestClusterProfiles(t *testing.T) {
 	needCluster(t)
 	for _, tc := range []struct {
-		cni, kernel string
+		cni    string
+		kernel guest.Kernel
 		// proof is something on node1 that only this default network makes.
 		proof, want string
 	}{
@@ -25,7 +27,7 @@ func TestClusterProfiles(t *testing.T) {
 		{"flannel-host-gw", "uml", "ip route; cat " + flannelSubnetFile, "via 172.30.0.12 dev eth0"},
 		{"cilium", "host", "cilium-dbg status --brief; ls /etc/cni/net.d", "OK\n05-cilium.conflist"},
 	} {
-		t.Run(strings.ReplaceAll(tc.cni, "+", "-")+" on "+tc.kernel, func(t *testing.T) {
+		t.Run(strings.ReplaceAll(tc.cni, "+", "-")+" on "+string(tc.kernel), func(t *testing.T) {
 			ctx, l := upProfile(t, Config{CNI: tc.cni, NodeKernel: tc.kernel})
 			podsTalk(ctx, t, l)
 			if out, err := l.NodeRun(ctx, "node1", "sh", "-c", tc.proof); err != nil || !strings.Contains(out, tc.want) {
@@ -39,7 +41,7 @@ func TestClusterProfiles(t *testing.T) {
 // ends.
 func upProfile(t *testing.T, cfg Config) (context.Context, *Lab) {
 	t.Helper()
-	if cfg.NodeKernel == "host" {
+	if cfg.NodeKernel == guest.Host {
 		kerneltest.Need(t, kerneltest.Veth)
 	}
 	cfg.Name, cfg.Progress = "labtest-p", os.Stderr

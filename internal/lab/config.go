@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"braid.dev/braid/internal/guest"
 	"braid.dev/braid/internal/netns"
 )
 
@@ -24,10 +25,8 @@ type Config struct {
 	// ControlPlaneOnly makes a lab without nodes and without external host: an
 	// API server to talk to, up within seconds.
 	ControlPlaneOnly bool
-	// NodeKernel is the kind of kernel that nodes run on: "uml", one of their
-	// own, which is what empty means, or "host", the machine's, in namespaces
-	// of their own.
-	NodeKernel string
+	// NodeKernel is the kind of kernel that nodes run on; guest.UML when empty.
+	NodeKernel guest.Kernel
 	// CNI is the default network; "bridge" when empty. See CNIs.
 	CNI string
 	// MaxConfNum is how many configurations of the conf dir containerd loads
@@ -112,7 +111,7 @@ func (c Config) complete() (Config, error) {
 	} else {
 		c.Nodes = cmp.Or(c.Nodes, 2)
 	}
-	c.NodeKernel = cmp.Or(c.NodeKernel, "uml")
+	c.NodeKernel = cmp.Or(c.NodeKernel, guest.UML)
 	c.CNI = cmp.Or(c.CNI, "bridge")
 	c.MaxConfNum = cmp.Or(c.MaxConfNum, 1)
 	c.NodeMemoryMiB = cmp.Or(c.NodeMemoryMiB, 3072)
@@ -121,12 +120,13 @@ func (c Config) complete() (Config, error) {
 		return c, checkName(c.Name)
 	case c.Nodes < 0 || c.Nodes > 9:
 		return c, fmt.Errorf("%d nodes: a lab has 1 to 9", c.Nodes)
-	case c.NodeKernel != "uml" && c.NodeKernel != "host":
-		return c, fmt.Errorf("node kernel %q: there are uml and host", c.NodeKernel)
+	case !slices.Contains(guest.Kernels, c.NodeKernel):
+		return c, fmt.Errorf("node kernel %q: there are %v", c.NodeKernel, guest.Kernels)
 	case !slices.Contains(CNIs, c.CNI):
 		return c, fmt.Errorf("default network %q: there are %s", c.CNI, strings.Join(CNIs, ", "))
-	case c.cilium() && c.NodeKernel != "host":
-		return c, fmt.Errorf("default network %s: Cilium's eBPF programs need the machine's own kernel: --node-kernel=host", c.CNI)
+	case c.cilium() && c.NodeKernel == guest.UML:
+		// Its agent ends with "can't create perf event: function not implemented".
+		return c, fmt.Errorf("default network %s: Cilium needs perf events, which user-mode-linux lacks: --node-kernel=host or qemu", c.CNI)
 	case c.MaxConfNum < 0:
 		return c, fmt.Errorf("max_conf_num %d: 1 or more", c.MaxConfNum)
 	case c.NodeMemoryMiB < 512:

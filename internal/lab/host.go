@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"braid.dev/braid/internal/guest"
 )
 
 // Packages are the Debian packages that a lab needs on the machine, beside Go.
@@ -26,6 +28,12 @@ var hostPrograms = map[string]string{
 	"runc":                 "runc",
 	busyboxPath:            "busybox-static",
 }
+
+// qemuPackages are those that only nodes under QEMU need; the kernel comes from
+// package guest.
+var qemuPackages = []string{"qemu-system-x86"}
+
+var qemuHostPrograms = map[string]string{"qemu-system-x86_64": "qemu-system-x86"}
 
 var errNotRoot = errors.New("a lab makes network namespaces, cgroups and mounts: run this as root")
 
@@ -45,7 +53,7 @@ func checkHost(cfg Config) error {
 		return fmt.Errorf("links to guests are taps: %w", err)
 	}
 	root, err := cgroupRoot("/sys/fs/cgroup")
-	if err == nil && cfg.NodeKernel == "host" && filepath.Base(root) != "unified" {
+	if err == nil && cfg.NodeKernel == guest.Host && filepath.Base(root) != "unified" {
 		return errors.New("nodes on the machine's own kernel need a machine with cgroup v1 hierarchies beside v2: leave --node-kernel out")
 	}
 	return err
@@ -57,6 +65,10 @@ func (c Config) missingPackages(installed func(program string) bool) []string {
 	if c.cilium() {
 		maps.Copy(programs, ciliumHostPrograms)
 		packages = append(packages, ciliumPackages...)
+	}
+	if c.NodeKernel == guest.QEMU {
+		maps.Copy(programs, qemuHostPrograms)
+		packages = append(packages, qemuPackages...)
 	}
 	for program, pkg := range programs {
 		if !installed(program) {

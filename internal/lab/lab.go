@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"braid.dev/braid/internal/guest"
 	"braid.dev/braid/internal/netns"
 )
 
@@ -186,7 +187,7 @@ func (b *builder) makeWorld(ctx context.Context) (err error) {
 	if err := group.create(); err != nil {
 		return err
 	}
-	if b.cfg.NodeKernel == "host" {
+	if b.cfg.NodeKernel == guest.Host {
 		for _, n := range b.cfg.nodes() {
 			if err := group.createFor(n); err != nil {
 				return err

@@ -20,6 +20,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"braid.dev/braid/internal/guest"
 )
 
 func TestConfigIsCompletedOrRefused(t *testing.T) {
@@ -39,10 +41,10 @@ func TestConfigIsCompletedOrRefused(t *testing.T) {
 		{Config{Name: strings.Repeat("a", 21)}, "lab name"},
 		{Config{Nodes: 10}, "10 nodes"},
 		{Config{Nodes: -1}, "-1 nodes"},
-		{Config{NodeKernel: "qemu"}, "uml and host"},
+		{Config{NodeKernel: "xen"}, "uml qemu host"},
 		{Config{CNI: "calico"}, "flannel-host-gw, cilium"},
 		{Config{CNI: "cilium"}, "--node-kernel=host"},
-		{Config{CNI: "flannel-host-gw+cilium", NodeKernel: "uml"}, "--node-kernel=host"},
+		{Config{CNI: "flannel-host-gw+cilium", NodeKernel: "uml"}, "--node-kernel=host or qemu"},
 		{Config{MaxConfNum: -1}, "max_conf_num -1"},
 		{Config{NodeMemoryMiB: 100}, "100 MiB"},
 	} {
@@ -222,7 +224,7 @@ users:
 }
 
 func TestKubeletConfigIsValidYAMLOfItsKind(t *testing.T) {
-	for kernel, root := range map[string]any{"uml": nil, "host": "/braid-lab-x/node1"} {
+	for kernel, root := range map[guest.Kernel]any{guest.UML: nil, guest.QEMU: nil, guest.Host: "/braid-lab-x/node1"} {
 		var config map[string]any
 		if err := yaml.Unmarshal(Config{NodeKernel: kernel}.kubeletConfig("/braid-lab-x/node1"), &config); err != nil {
 			t.Fatal(err)

@@ -33,6 +33,7 @@ var nodeModules = []string{
 
 // A machine is what a guest is given beside its links.
 type machine struct {
+	kernel    guest.Kernel
 	memoryMiB int
 	modules   []string
 	sysctls   map[string]string
@@ -42,6 +43,7 @@ type machine struct {
 // others, which also sees what its bridges forward, as kube-proxy needs it.
 func (c Config) clusterMachine() machine {
 	return machine{
+		kernel:    c.NodeKernel,
 		memoryMiB: c.NodeMemoryMiB,
 		modules:   nodeModules,
 		sysctls: map[string]string{
@@ -61,12 +63,12 @@ func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, er
 		hosts[other.Name] = other.Addr
 	}
 	g, err := guest.Start(ctx, guest.Config{
-		SharedKernel: b.cfg.NodeKernel == "host" && n.Name != External,
-		Name:         n.Name,
-		MemoryMiB:    m.memoryMiB,
-		Dir:          b.guest(n.Name),
-		NetNS:        b.netns(),
-		Cgroup:       b.world.group.dir,
+		Kernel:    m.kernel,
+		Name:      n.Name,
+		MemoryMiB: m.memoryMiB,
+		Dir:       b.guest(n.Name),
+		NetNS:     b.netns(),
+		Cgroup:    b.world.group.dir,
 		NICs: []guest.NIC{
 			{Name: mgmtNIC, Tap: n.Tap + "m", Bridge: mgmtBridge, Addr: netip.PrefixFrom(n.Addr, mgmtNet.Bits()), Gateway: mgmtHost},
 			{Name: TrunkNIC, Tap: n.Tap + "t", Bridge: trunk},
@@ -78,7 +80,7 @@ func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, er
 	if err != nil {
 		return nil, err
 	}
-	if n.Name != External && b.cfg.NodeKernel == "host" {
+	if m.kernel == guest.Host {
 		b.progress.Printf("%s: its namespaces are there, at %s", n.Name, n.Addr)
 	} else {
 		b.progress.Printf("%s: its kernel runs at %s", n.Name, n.Addr)
@@ -163,7 +165,7 @@ func (b *builder) furnishScript() string {
 		fmt.Fprintf(&s, "ln -sf '%s' '/opt/cni/bin/%s'\n", b.bin[name], name)
 	}
 	s.WriteString(b.networkScript())
-	if b.cfg.NodeKernel == "host" {
+	if b.cfg.NodeKernel != guest.UML {
 		return s.String()
 	}
 	// The guest's kernel has no nf_tables for IP; its iptables is the old one.
@@ -336,7 +338,7 @@ func (c Config) kubeletConfig(cgroupRoot string) []byte {
 		"enforceNodeAllocatable": []string{"none"},
 		"volumePluginDir":        "/var/lib/kubelet/plugins/volume",
 	}
-	if c.NodeKernel == "host" {
+	if c.NodeKernel == guest.Host {
 		config["cgroupRoot"] = cgroupRoot
 		config["failCgroupV1"] = false
 		config["oomScoreAdj"] = 0 // a lower one may not be permitted
@@ -374,7 +376,7 @@ func render(v any, marshal func(any) ([]byte, error)) []byte {
 // directory is loaded, as on a cluster that was set up with defaults, unless
 // the lab was asked for more.
 func (c Config) containerdConfig() []byte {
-	return fmt.Appendf(nil, containerdTemplate, c.NodeKernel == "host", c.MaxConfNum)
+	return fmt.Appendf(nil, containerdTemplate, c.NodeKernel == guest.Host, c.MaxConfNum)
 }
 
 const containerdTemplate = `version = 3
