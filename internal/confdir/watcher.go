@@ -188,9 +188,28 @@ func (w *Watcher) concerns(e fsnotify.Event) bool {
 }
 
 // follow watches the directory, if it exists, and the nearest directory above
-// it that does, where it would appear or be replaced. A watch belongs to an
-// inode, not to a path, so it is renewed when another one has the path.
+// it that does, where it would appear or be replaced.
 func (w *Watcher) follow(events *fsnotify.Watcher) {
+	above := w.above()
+	const tries = 16 // a directory of the way may have appeared before the watch
+	for range tries {
+		w.watch(events, above)
+		now := w.above()
+		if now == above {
+			break
+		}
+		above = now
+	}
+	for path := range w.watched {
+		if path != w.cfg.Dir && path != above {
+			w.unwatch(events, path)
+		}
+	}
+	w.watch(events, w.cfg.Dir)
+}
+
+// above is the nearest directory above the conf dir that exists.
+func (w *Watcher) above() string {
 	above := filepath.Dir(w.cfg.Dir)
 	for above != filepath.Dir(above) {
 		if _, err := os.Stat(above); err == nil {
@@ -198,26 +217,25 @@ func (w *Watcher) follow(events *fsnotify.Watcher) {
 		}
 		above = filepath.Dir(above)
 	}
-	for path := range w.watched {
-		if path != w.cfg.Dir && path != above {
-			w.unwatch(events, path)
-		}
-	}
-	for _, path := range []string{above, w.cfg.Dir} {
-		info, err := os.Stat(path)
-		if err != nil {
-			w.unwatch(events, path)
-			continue // sync reports a directory that cannot be read
-		}
-		if old, ok := w.watched[path]; ok && os.SameFile(old, info) {
-			continue
-		}
+	return above
+}
+
+// watch watches a directory if it exists. A watch belongs to an inode, not to a
+// path, so it is renewed when another one has the path.
+func (w *Watcher) watch(events *fsnotify.Watcher, path string) {
+	info, err := os.Stat(path)
+	if err != nil {
 		w.unwatch(events, path)
-		err = events.Add(path)
-		w.report("watch "+path, err)
-		if err == nil {
-			w.watched[path] = info
-		}
+		return // sync reports a directory that cannot be read
+	}
+	if old, ok := w.watched[path]; ok && os.SameFile(old, info) {
+		return
+	}
+	w.unwatch(events, path)
+	err = events.Add(path)
+	w.report("watch "+path, err)
+	if err == nil {
+		w.watched[path] = info
 	}
 }
 
