@@ -30,10 +30,6 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, records.Close()) }()
-	networks, err := confdir.New(confdir.Config{Dir: f.confDir, StateDir: f.stateDir, Socket: f.socket(), Log: log})
-	if err != nil {
-		return err
-	}
 	var cluster *kube.Cluster
 	if !f.noCluster {
 		cluster, err = kube.Connect(kube.Config{
@@ -42,6 +38,12 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		if err != nil {
 			return fmt.Errorf("%w (without a cluster: --no-cluster)", err)
 		}
+	}
+	networks, err := confdir.New(confdir.Config{
+		Dir: f.confDir, StateDir: f.stateDir, Socket: f.socket(), Notify: notifier(cluster), Log: log,
+	})
+	if err != nil {
+		return err
 	}
 	d := daemon.New(daemon.Config{
 		Attacher:        attacher(f, conf, records),
@@ -149,6 +151,20 @@ func run(ctx context.Context, f flags, conf config, p parts) error {
 	err = group.Wait()
 	p.log.Info("braidd ends", "err", err)
 	return err
+}
+
+// notifier makes events of what the conf dir has to tell, nil without a cluster.
+func notifier(c *kube.Cluster) func(confdir.Notice) {
+	if c == nil {
+		return nil
+	}
+	return func(n confdir.Notice) {
+		if n.Warning {
+			c.Events.Renamed(n.Text)
+		} else {
+			c.Events.Guarded(n.Text)
+		}
+	}
 }
 
 // clusterFor is the cluster as the daemon sees it, nil for none.

@@ -39,6 +39,8 @@ type State struct {
 	// skipped, versions that stay in force although their file changed, and
 	// agents that rename the configurations of others.
 	Notes []string
+	// Notices are those of the Notes that tell of such an agent.
+	Notices []Notice
 }
 
 // Choose decides what is in force, from the files of the directory and from
@@ -55,7 +57,7 @@ func Choose(files []File, before State) State {
 	slices.SortFunc(files, func(a, b File) int { return cmp.Compare(a.Name, b.Name) })
 	var now State
 	for _, f := range files {
-		now.noteRenamed(f.Name)
+		now.noticeRenamed(f.Name)
 		if f.Name == OwnFile || !isConf(f.Name) {
 			continue
 		}

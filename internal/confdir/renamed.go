@@ -2,10 +2,13 @@ package confdir
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 )
 
 // The suffixes by which agents are known that rename the configurations of
@@ -19,58 +22,140 @@ const (
 	MultusSuffix = ".old"
 )
 
+const (
+	// guardDir is a directory with the name that Cilium would give Braid's own
+	// file: a file cannot be renamed to what is a directory.
+	guardDir = OwnFile + CiliumSuffix
+	// legacyCilium is Cilium's own file of old versions. Newer ones rename it in
+	// every mode, which says nothing about the configurations of others.
+	legacyCilium = "05-cilium.conf"
+
+	stopCilium = "set cni.exclusive=false in Cilium's chart (cni-exclusive: \"false\" in the ConfigMap cilium-config) and restart its agents"
+)
+
 // renamers say who uses a suffix, and how to stop it.
 var renamers = []struct{ suffix, agent, remedy string }{
-	{CiliumSuffix, "Cilium", "set cni-exclusive to \"false\" in the ConfigMap cilium-config and restart the agents"},
+	{CiliumSuffix, "Cilium", stopCilium},
 	{MultusSuffix, "Multus", "start Multus without --rename-conf-file"},
 }
 
-// noteRenamed says which configurations an agent has taken away.
-func (s *State) noteRenamed(file string) {
+// Notice is what those who run the cluster should learn about an agent that
+// renames the configurations of others.
+type Notice struct {
+	// Warning tells that it has renamed one. Otherwise it may do so.
+	Warning bool
+	// Text names the agent, the file, what Braid does and what a person can do.
+	Text string
+}
+
+// noticeRenamed says which configurations an agent has taken away.
+func (s *State) noticeRenamed(file string) {
 	for _, r := range renamers {
 		base, ok := strings.CutSuffix(file, r.suffix)
+		var text string
 		switch {
-		case !ok || !isConf(base):
+		case !ok || !isConf(base) || file == legacyCilium+CiliumSuffix:
+			continue
+		case file == guardDir:
+			text = fmt.Sprintf("%s renames %s to %s. Braid puts it back, and keeps that name by a directory, so that it happens once; pods that started before that may lack their networks and should be started anew. To stop it for other configurations, %s",
+				r.agent, base, file, r.remedy)
 		case base == OwnFile:
-			s.note("%s renames %s, and pods may start without Braid before it is put back: %s, then remove %s", r.agent, base, r.remedy, file)
+			text = fmt.Sprintf("%s renames %s to %s. Braid puts it back; pods that started before that may lack their networks and should be started anew. To stop it, %s, then remove %s",
+				r.agent, base, file, r.remedy, file)
 		default:
-			s.note("%s has renamed %s: to use that network again, %s, then rename it back", r.agent, base, r.remedy)
+			text = fmt.Sprintf("%s has renamed %s to %s, and Braid leaves it so. To use that network again, %s, then rename it back; if nobody needs it, remove it",
+				r.agent, base, file, r.remedy)
 		}
+		s.Notices = append(s.Notices, Notice{Warning: true, Text: text})
+		s.note("%s", text)
 	}
 }
 
 // isRenamed tells whether an agent gave a configuration this name.
 func isRenamed(name string) bool {
 	var s State
-	s.noteRenamed(name)
-	return len(s.Notes) > 0
+	s.noticeRenamed(name)
+	return len(s.Notices) > 0
 }
 
-// standFirm makes it impossible for Cilium to rename Braid's own file again,
-// once it has done so: a file cannot be renamed to what is a directory. Neither
-// Cilium nor a runtime looks into it. It reports whether it has done that now.
-func standFirm(dir string) (bool, error) {
-	taken := filepath.Join(dir, OwnFile+CiliumSuffix)
-	info, err := os.Lstat(taken)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && info.IsDir() {
-		return false, nil
+// notices are what is to be told. That Cilium may rename configurations is
+// worth a word also when it finds nothing to rename: its mode cannot be seen in
+// the directory, and whoever adds a network there needs to know.
+func (s State) notices(guarded bool) []Notice {
+	all := slices.Clip(s.Notices)
+	ciliums := func(g Good) bool { return calls(g.Network, "cilium-cni") }
+	if guarded && slices.ContainsFunc(s.Networks, ciliums) {
+		all = append(all, Notice{Text: fmt.Sprintf(
+			"Cilium renames the configurations of others unless its cni-exclusive is \"false\". It cannot rename %s: the directory %s is in the way. Before you add other networks to the conf dir, %s",
+			OwnFile, guardDir, stopCilium)})
 	}
-	if err != nil {
-		return false, err
+	return all
+}
+
+// A step is what is to be done about the name that Cilium would give Braid's
+// own file.
+type step int
+
+const (
+	// leave it: a directory has the name.
+	leave step = iota
+	// occupy the name: nothing has it.
+	occupy
+	// evict what has the name: Cilium has renamed Braid's file.
+	evict
+)
+
+func stepFor(exists bool, mode fs.FileMode) step {
+	switch {
+	case !exists:
+		return occupy
+	case mode.IsDir():
+		return leave
+	default:
+		return evict
 	}
-	if err := os.Remove(taken); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+}
+
+// standFirm makes it impossible for Cilium to rename Braid's own file, by a
+// directory of the name that it would give it. Cilium ignores that its rename
+// fails, and neither it nor a runtime looks into the directory. It reports
+// whether Cilium had renamed the file before.
+//
+// The directory is made on every node. Where Cilium is to come it is too late
+// to make it when it has come: it renames the files of others in the very step
+// in which it writes its own, and nothing in the conf dir tells of it before.
+func standFirm(dir string) (renamed bool, err error) {
+	name := filepath.Join(dir, guardDir)
+	const tries = 4 // others, Cilium or another daemon, may come in between
+	for range tries {
+		info, err := os.Lstat(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return renamed, err
+		}
+		exists, mode := err == nil, fs.FileMode(0)
+		if exists {
+			mode = info.Mode()
+		}
+		switch stepFor(exists, mode) {
+		case leave:
+			return renamed, nil
+		case occupy:
+			err = os.Mkdir(name, 0o755)
+		case evict:
+			renamed = true
+			err = syscall.Unlink(name) // unlike os.Remove, it leaves directories
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EISDIR) {
+			return renamed, fmt.Errorf("take the name %s: %w", guardDir, err)
+		}
 	}
-	if err := os.Mkdir(taken, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return false, err
-	}
-	return true, nil
+	return renamed, fmt.Errorf("take the name %s: others keep taking it", guardDir)
 }
 
 // culprit names the agent that has renamed Braid's own file, if it is known.
 func culprit(dir string) string {
 	for _, r := range renamers {
-		if _, err := os.Lstat(filepath.Join(dir, OwnFile+r.suffix)); err == nil {
+		if info, err := os.Lstat(filepath.Join(dir, OwnFile+r.suffix)); err == nil && !info.IsDir() {
 			return r.agent + " (" + r.remedy + ")"
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,10 @@ const (
 	// tellEvery is how often the log says that Braid's own file was put back:
 	// such an agent has it put back several times a second.
 	tellEvery = time.Minute
+	// noticeEvery is how often a warning is repeated that still holds. The API
+	// forgets events after an hour, and one that it could not be given within
+	// two minutes is lost.
+	noticeEvery = 30 * time.Minute
 	// relist is how often the directory is read without any event, as a
 	// directory that is mounted over or changed by a network file system
 	// produces none.
@@ -53,7 +58,11 @@ type Config struct {
 	// Changed, if not nil, is called after the default network or another
 	// network of the directory changed. It must not block.
 	Changed func()
-	Log     *slog.Logger
+	// Notify, if not nil, is told of agents that rename the configurations of
+	// others: each Notice once, and a warning again every half hour as long as it
+	// holds, however often an agent does it. It must not block.
+	Notify func(Notice)
+	Log    *slog.Logger
 }
 
 // Watcher follows one conf dir. Its methods may be called at any time from any
@@ -68,6 +77,8 @@ type Watcher struct {
 	untold     int               // how often it was put back since
 	own        []byte            // the own file as it was last in order
 	said       map[string]string // last problem by topic, to report it once
+	guarded    bool              // Cilium cannot rename the own file
+	notified   map[Notice]time.Time
 
 	mu    sync.Mutex
 	state State
@@ -87,7 +98,7 @@ func New(c Config) (*Watcher, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	w := &Watcher{cfg: c, watched: map[string]os.FileInfo{}, said: map[string]string{}}
+	w := &Watcher{cfg: c, watched: map[string]os.FileInfo{}, said: map[string]string{}, notified: map[Notice]time.Time{}}
 	known, err := recall(c.StateDir)
 	if err != nil {
 		w.cfg.Log.Warn("the remembered default network is unusable", "err", err)
@@ -182,7 +193,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 // or one of the directory itself or of a directory on the way to it.
 func (w *Watcher) concerns(e fsnotify.Event) bool {
 	if filepath.Dir(e.Name) == w.cfg.Dir {
-		return isConf(e.Name)
+		return isConf(e.Name) || isRenamed(filepath.Base(e.Name))
 	}
 	return e.Name == w.cfg.Dir || strings.HasPrefix(w.cfg.Dir, strings.TrimSuffix(e.Name, "/")+"/")
 }
@@ -261,6 +272,7 @@ func (w *Watcher) sync() (wait time.Duration) {
 	before := w.State()
 	now := Choose(files, before)
 	w.adopt(before, now)
+	defer func() { w.notify(now.notices(w.guarded), time.Now()) }()
 	if now.Default == nil {
 		return 0
 	}
@@ -294,24 +306,42 @@ func (w *Watcher) adopt(before, now State) {
 	}
 }
 
-// keepOwn writes Braid's own file unless it is there as it should be.
+// notify passes on what was not passed on yet, and warnings again after a while.
+func (w *Watcher) notify(notices []Notice, now time.Time) {
+	for _, n := range notices {
+		if at, told := w.notified[n]; told && (!n.Warning || now.Sub(at) < noticeEvery) {
+			continue
+		}
+		w.notified[n] = now
+		if !n.Warning { // warnings are in the log with the other notes
+			w.cfg.Log.Info(n.Text, "dir", w.cfg.Dir)
+		}
+		if w.cfg.Notify != nil {
+			w.cfg.Notify(n)
+		}
+	}
+	// What is over is forgotten only then: it may come and go many times a second.
+	maps.DeleteFunc(w.notified, func(n Notice, at time.Time) bool {
+		return now.Sub(at) >= noticeEvery && !slices.Contains(notices, n)
+	})
+}
+
+// keepOwn writes Braid's own file unless it is there as it should be, and sees
+// to it, before, that Cilium cannot rename it.
 func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 	own := slices.IndexFunc(files, func(f File) bool { return f.Name == OwnFile })
-	if own >= 0 && files[own].Err == nil && bytes.Equal(files[own].Data, want) {
+	inOrder := own >= 0 && files[own].Err == nil && bytes.Equal(files[own].Data, want)
+	if wait := pace - time.Since(w.written); !inOrder && wait > 0 {
+		return wait
+	}
+	by := culprit(w.cfg.Dir)
+	w.guard()
+	if inOrder {
 		w.own = want
 		return 0
 	}
-	if wait := pace - time.Since(w.written); wait > 0 {
-		return wait
-	}
 	w.written = time.Now()
-	firm, err := standFirm(w.cfg.Dir)
-	w.report("keep Cilium from renaming "+OwnFile, err)
-	if firm {
-		w.cfg.Log.Warn("Cilium renames the configurations of others; a directory of the name that it would give Braid's keeps that in place",
-			"dir", w.cfg.Dir, "directory", OwnFile+CiliumSuffix, "remedy", "set cni-exclusive to \"false\" in the ConfigMap cilium-config, for the networks that are not Cilium's")
-	}
-	err = replace(w.cfg.Dir, OwnFile, ownTemp, want)
+	err := replace(w.cfg.Dir, OwnFile, ownTemp, want)
 	w.report("write "+OwnFile, err)
 	if err != nil {
 		return time.Second
@@ -320,12 +350,24 @@ func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 	case !bytes.Equal(w.own, want):
 		w.cfg.Log.Info("wrote Braid's configuration", "dir", w.cfg.Dir, "file", OwnFile)
 	case own < 0:
-		w.tellPutBack("it was removed or renamed", "by", culprit(w.cfg.Dir))
+		w.tellPutBack("it was removed or renamed", "by", by)
 	default:
 		w.tellPutBack("it was changed")
 	}
 	w.own = want
 	return 0
+}
+
+// guard keeps Cilium from renaming the own file. Without that the file is put
+// back each time.
+func (w *Watcher) guard() {
+	renamed, err := standFirm(w.cfg.Dir)
+	w.report("keep Cilium from renaming "+OwnFile, err)
+	w.guarded = err == nil
+	if renamed && w.guarded {
+		w.cfg.Log.Warn("Cilium renamed Braid's configuration; a directory of the name that it gave it keeps that from happening again",
+			"dir", w.cfg.Dir, "directory", guardDir, "remedy", stopCilium)
+	}
 }
 
 // tellPutBack logs that the own file was put back, and how often since the log
@@ -366,7 +408,7 @@ func ReadDir(dir string) ([]File, error) {
 	}
 	var files []File
 	for _, e := range entries {
-		if isRenamed(e.Name()) {
+		if isRenamed(e.Name()) && !e.IsDir() {
 			files = append(files, File{Name: e.Name()}) // only the name matters
 		}
 		if !isConf(e.Name()) {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,7 +33,24 @@ type world struct {
 	dir, state string
 	changes    atomic.Int32
 	log        recorder
+	told       struct {
+		sync.Mutex
+		notices []confdir.Notice
+	}
 	*confdir.Watcher
+}
+
+// notices are the warnings, or the others, that were passed on.
+func (w *world) notices(warnings bool) []confdir.Notice {
+	w.told.Lock()
+	defer w.told.Unlock()
+	var out []confdir.Notice
+	for _, n := range w.told.notices {
+		if n.Warning == warnings {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // recorder keeps what was logged.
@@ -72,7 +90,12 @@ func (w *world) start() (stop func()) {
 		StateDir: w.state,
 		Socket:   socket,
 		Changed:  func() { w.changes.Add(1) },
-		Log:      slog.New(slog.NewTextHandler(io.MultiWriter(w.t.Output(), &w.log), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Notify: func(n confdir.Notice) {
+			w.told.Lock()
+			defer w.told.Unlock()
+			w.told.notices = append(w.told.notices, n)
+		},
+		Log: slog.New(slog.NewTextHandler(io.MultiWriter(w.t.Output(), &w.log), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -289,7 +312,7 @@ func TestOwnFileIsPutBack(t *testing.T) {
 		name  string
 		spoil func()
 	}{
-		{"renamed", func() { w.rename(confdir.OwnFile, confdir.OwnFile+".cilium_bak") }},
+		{"renamed", func() { w.rename(confdir.OwnFile, confdir.OwnFile+".bak") }},
 		{"removed", func() { w.remove(confdir.OwnFile) }},
 		{"edited", func() { w.write(confdir.OwnFile, []byte("{}")) }},
 		{"emptied", func() { w.write(confdir.OwnFile, nil) }},
@@ -311,33 +334,150 @@ func TestOwnFileIsPutBack(t *testing.T) {
 	}
 }
 
-// TestCiliumRenamesOwnFileOnlyOnce has Cilium in its exclusive mode: it renames
-// whatever appears beside its own file, and ignores that it cannot.
+// cilium does once what Cilium 1.19 does in its exclusive mode at its start and
+// whenever something happens in the directory: it renames what is not its own,
+// and ignores that it cannot.
+func (w *world) cilium() {
+	w.t.Helper()
+	entries, err := os.ReadDir(w.dir)
+	if err != nil {
+		w.t.Error(err)
+	}
+	for _, e := range entries {
+		if name := e.Name(); !e.IsDir() && name != "05-cilium.conflist" && slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(name)) {
+			_ = os.Rename(filepath.Join(w.dir, name), filepath.Join(w.dir, name+".cilium_bak"))
+		}
+	}
+}
+
+var ciliumConf = []byte(`{"cniVersion": "0.3.1", "name": "cilium", "plugins": [{"type": "cilium-cni"}]}`)
+
+// TestCiliumNeverRenamesOwnFile has a runtime look at the directory while Cilium
+// is at work without a pause: from the first moment that Braid's file is there,
+// it stays.
+func TestCiliumNeverRenamesOwnFile(t *testing.T) {
+	t.Parallel()
+	for name, network := range map[string]string{"Cilium is there before Braid": "05-cilium.conflist", "Cilium comes later": "10-flannel.conflist"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.mkdir()
+			w.write(network, ciliumConf)
+			w.start()
+			path := filepath.Join(w.dir, confdir.OwnFile)
+			var first os.FileInfo
+			if network != "05-cilium.conflist" {
+				w.waitDefault("cilium", network)
+				w.restored()
+				w.write("05-cilium.conflist", ciliumConf)
+			}
+			rounds := 0
+			w.eventually(10*time.Second, "Cilium has looked often enough", func() bool {
+				w.cilium()
+				switch info, err := os.Stat(path); {
+				case first == nil && err == nil:
+					first = info
+				case first != nil && (err != nil || rounds < 20 && !os.SameFile(first, info)):
+					t.Fatalf("Braid's file did not stay: %v", err)
+				}
+				if first != nil {
+					rounds++
+				}
+				return rounds == 200
+			})
+			w.eventually(5*time.Second, "it is told once that Cilium may rename others", func() bool {
+				return len(w.notices(false)) == 1 && strings.Contains(w.notices(false)[0].Text, "It cannot rename 00-braid.conflist: the directory 00-braid.conflist.cilium_bak is in the way.")
+			})
+			if w.log.has("put Braid's configuration back") {
+				t.Error("Braid's file was put back")
+			}
+		})
+	}
+}
+
+// TestCiliumRenamesOwnFileOnlyOnce: braidd was away while somebody removed the
+// directory that was in Cilium's way.
 func TestCiliumRenamesOwnFileOnlyOnce(t *testing.T) {
 	t.Parallel()
-	w, _ := ready(t)
-	w.rename(confdir.OwnFile, confdir.OwnFile+".cilium_bak")
+	w, stop := ready(t)
+	stop()
+	w.remove(confdir.OwnFile + confdir.CiliumSuffix)
+	w.write("05-cilium.conflist", ciliumConf)
+	w.cilium()
+	if _, err := os.Stat(filepath.Join(w.dir, confdir.OwnFile)); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("Cilium has not renamed the file: %v", err)
+	}
+	w.start()
+	w.waitDefault("cilium", "05-cilium.conflist")
 	w.restored()
 	path := filepath.Join(w.dir, confdir.OwnFile)
 	before, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(path, path+".cilium_bak"); err == nil {
-		t.Fatal("Braid's file was renamed again")
-	}
+	w.cilium()
 	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
 		t.Errorf("Braid's file is another one: %v", err)
 	}
-	if !w.log.has("Cilium renames the configurations of others") {
-		t.Error("the log does not say so")
+	warnings := func() string {
+		var texts []string
+		for _, n := range w.notices(true) {
+			texts = append(texts, n.Text)
+		}
+		return strings.Join(texts, "\n")
 	}
-	// A daemon that starts again finds things as they are.
+	for _, want := range []string{"Cilium renames 00-braid.conflist", "should be started anew", "Cilium has renamed 10-flannel.conflist", `cni.exclusive=false in Cilium's chart (cni-exclusive: "false" in the ConfigMap cilium-config)`} {
+		w.eventually(5*time.Second, "somebody is told: "+want, func() bool { return strings.Contains(warnings(), want) })
+	}
+	for _, want := range []string{"Cilium renamed Braid's configuration", "Cilium has renamed 10-flannel.conflist"} {
+		if !w.log.has(want) {
+			t.Errorf("the log does not say %q", want)
+		}
+	}
+	// With the directory in place, whoever takes the file away is not Cilium.
 	w.remove(confdir.OwnFile)
 	w.restored()
-	if !w.log.has(`by="Cilium (set cni-exclusive`) {
-		t.Error("the log does not name the agent")
+	w.eventually(time.Second, "the log does not accuse it", func() bool { return w.log.has(`by=unknown`) })
+}
+
+// TestTheDirectoryInCiliumsWayIsPutBack, as Braid's file is.
+func TestTheDirectoryInCiliumsWayIsPutBack(t *testing.T) {
+	t.Parallel()
+	w, _ := ready(t)
+	w.remove(confdir.OwnFile + confdir.CiliumSuffix)
+	w.eventually(time.Second, "it is there again", func() bool {
+		info, err := os.Stat(filepath.Join(w.dir, confdir.OwnFile+confdir.CiliumSuffix))
+		return err == nil && info.IsDir()
+	})
+}
+
+// TestANoticeIsNoFlood: another agent writes its file as soon as Cilium has
+// renamed it.
+func TestANoticeIsNoFlood(t *testing.T) {
+	t.Parallel()
+	w, _ := ready(t)
+	w.write("05-cilium.conflist", ciliumConf)
+	w.waitDefault("cilium", "05-cilium.conflist")
+	for i := range 10 {
+		name := fmt.Sprint("r", i)
+		w.write("20-other.conflist", conf(name))
+		w.eventually(5*time.Second, "the file is seen", func() bool { _, ok := w.OnDisk(name); return ok })
+		w.cilium()
+		w.eventually(5*time.Second, "the file is gone", func() bool { _, ok := w.OnDisk(name); return !ok })
+		w.remove("20-other.conflist.cilium_bak")
 	}
+	others := 0
+	for _, n := range w.notices(true) {
+		if strings.Contains(n.Text, "20-other.conflist") {
+			others++
+		}
+	}
+	if others > 1 {
+		t.Errorf("told %d times of one file: %v", others, w.notices(true))
+	}
+	w.eventually(5*time.Second, "the network that stays away is told of", func() bool {
+		return strings.Contains(fmt.Sprint(w.notices(true)), "Cilium has renamed 10-flannel.conflist to")
+	})
 }
 
 // TestOwnFileIsPutBackAgainstAnAgent has an agent rename Braid's file as soon

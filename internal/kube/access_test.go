@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -52,6 +53,30 @@ func TestClusterBraiddMayDoItsWorkAndNothingElse(t *testing.T) {
 		_, err := c.CoreV1().Pods(ns).Patch(t.Context(), pod.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...)
 		return err
 	}
+	own, there := corev1.EventSource{Component: component, Host: "access-1"}, corev1.EventSource{Component: component, Host: "access-2"}
+	about := func(kind, namespace, name string) corev1.ObjectReference {
+		return corev1.ObjectReference{Kind: kind, Namespace: namespace, Name: name}
+	}
+	event := func(c caller, namespace string, object corev1.ObjectReference, source corev1.EventSource, name ...string) error {
+		e := &corev1.Event{ObjectMeta: metav1.ObjectMeta{GenerateName: "e-", Name: strings.Join(name, "")}, InvolvedObject: object, Source: source}
+		return second(c.CoreV1().Events(namespace).Create(t.Context(), e, metav1.CreateOptions{}))
+	}
+	for name, source := range map[string]corev1.EventSource{"mine": own, "theirs": there} {
+		if err := event(callerOf(t, s.config), ns, about("Pod", ns, "mine"), source, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change := func(name, patch string) error {
+		return second(braidd.CoreV1().Events(ns).Patch(t.Context(), name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}))
+	}
+	eventually(t, "the policy of events is enforced", 30*time.Second, func() error {
+		e := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Name: "dry"}, InvolvedObject: about("Node", "", "access-2"), Source: own}
+		_, err := braidd.CoreV1().Events("default").Create(context.Background(), e, metav1.CreateOptions{DryRun: []string{"All"}})
+		if err == nil || !strings.Contains(err.Error(), "ValidatingAdmissionPolicy") {
+			return fmt.Errorf("an event about another node: %v", err)
+		}
+		return nil
+	})
 	const allowed = ""
 	for _, tc := range []struct {
 		name string
@@ -80,10 +105,25 @@ func TestClusterBraiddMayDoItsWorkAndNothingElse(t *testing.T) {
 		{"reading config maps", second(braidd.CoreV1().ConfigMaps(ns).List(t.Context(), metav1.ListOptions{})), "cannot list resource"},
 		{"reading nodes", second(braidd.CoreV1().Nodes().Get(t.Context(), "access-1", metav1.GetOptions{})), "cannot get resource"},
 		{"a token for somebody", second(braidd.CoreV1().ServiceAccounts("braid-system").CreateToken(t.Context(), "braidd", nil, metav1.CreateOptions{})), "cannot create resource"},
-		{"an event", second(braidd.CoreV1().Events(ns).Create(t.Context(), &corev1.Event{
-			ObjectMeta:     metav1.ObjectMeta{Name: "e"},
-			InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: "mine"},
-		}, metav1.CreateOptions{})), allowed},
+		{"an event about a pod", event(braidd, ns, about("Pod", ns, "mine"), own), allowed},
+		{"an event about the node", event(braidd, "default", about("Node", "", "access-1"), own), allowed},
+		{"an event about another node", event(braidd, "default", about("Node", "", "access-2"), own), `this one is about Node "access-2"`},
+		{"an event about another node as if from there", event(braidd, "default", about("Node", "", "access-2"), there), `this one is about Node "access-2"`},
+		{"an event about something else", event(braidd, ns, about("ConfigMap", ns, "c"), own), `this one is about ConfigMap "c"`},
+		{"an event about nothing", event(braidd, ns, about("", ns, ""), own), `this one is about  ""`},
+		{"an event as if from another node", event(braidd, ns, about("Pod", ns, "mine"), there), "in its own name"},
+		{"an event as if from the kubelet", event(braidd, "default", about("Node", "", "access-1"), corev1.EventSource{Component: "kubelet", Host: "access-1"}), "in its own name"},
+		{"an event from nobody", event(braidd, ns, about("Pod", ns, "mine"), corev1.EventSource{}), "in its own name"},
+		{"an event with a token that names no node", event(unbound, "default", about("Node", "", "access-1"), own), "this one names no node"},
+		{"an event of the newer API", second(braidd.EventsV1().Events(ns).Create(t.Context(), &eventsv1.Event{
+			ObjectMeta: metav1.ObjectMeta{Name: "newer"}, Regarding: about("Pod", ns, "mine"),
+		}, metav1.CreateOptions{})), "cannot create resource"},
+		{"counting up its own event", change("mine", `{"count":2}`), allowed},
+		{"moving its own event to another pod", change("mine", `{"involvedObject":{"name":"other"}}`), "not what they are about"},
+		{"giving its own event to another node", change("mine", `{"source":{"host":"access-2"}}`), "in its own name"},
+		{"changing the event of another node", change("theirs", `{"message":"all is well"}`), "in its own name"},
+		{"taking over the event of another node", change("theirs", `{"source":{"host":"access-1"}}`), "events of its own only"},
+		{"deleting its own event", braidd.CoreV1().Events(ns).Delete(t.Context(), "mine", metav1.DeleteOptions{}), "cannot delete resource"},
 	} {
 		switch {
 		case tc.want == allowed && tc.err != nil:

@@ -274,6 +274,49 @@ func TestClusterEventsAreSeenOnThePod(t *testing.T) {
 	})
 }
 
+// TestClusterEventsAreSeenOnTheNode: kubectl shows them without asking for a
+// namespace, and with the node, as it does the kubelet's.
+func TestClusterEventsAreSeenOnTheNode(t *testing.T) {
+	s := needAPIServer(t)
+	node := "node-" + s.namespace(t)
+	config := s.braiddConfig(t, node) // which makes the node
+	c, err := connect(config, Config{NodeName: node, UserAgent: "braid-test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Before Run, as the conf dir may be looked at before.
+	const renamed, guarded = "Cilium has renamed 10-flannel.conflist", "Cilium may rename others"
+	c.Events.Guarded(guarded)
+	for range 2000 { // recording does not wait for the API
+		c.Events.Renamed(renamed)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	eventually(t, "kubectl shows the events", 30*time.Second, func() error {
+		list, err := s.kubectl("get", "events", "--field-selector=involvedObject.kind=Node,source=braid,involvedObject.name="+node, "--no-headers")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, list)
+		}
+		described, err := s.kubectl("describe", "node", node)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, described)
+		}
+		for _, text := range []string{list, described} {
+			for _, want := range []string{ReasonRenamed, renamed, ReasonGuarded, guarded} {
+				if strings.Count(text, want) != 1 {
+					return fmt.Errorf("not once %q in\n%s", want, text)
+				}
+			}
+		}
+		if !strings.Contains(list, "Warning") {
+			return fmt.Errorf("no warning in\n%s", list)
+		}
+		return nil
+	})
+}
+
 func TestClusterDefinitionsFollowTheirCRD(t *testing.T) {
 	s := needAPIServer(t)
 	ns := s.namespace(t)

@@ -3,6 +3,7 @@ package kube
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -72,18 +73,27 @@ func split(t *testing.T, text []byte) (docs [][]byte) {
 	}
 }
 
-// only decodes the one document of a kind; a key that the kind does not have
-// is an error.
+// only decodes the one document of a kind.
 func only[T any](t *testing.T, byKind map[string][][]byte, kind string) T {
 	t.Helper()
-	var v T
-	if len(byKind[kind]) != 1 {
-		t.Fatalf("there are %d objects of kind %s, want one", len(byKind[kind]), kind)
+	list := all[T](t, byKind, kind)
+	if len(list) != 1 {
+		t.Fatalf("there are %d objects of kind %s, want one", len(list), kind)
 	}
-	if err := sigsyaml.UnmarshalStrict(byKind[kind][0], &v); err != nil {
-		t.Fatalf("%s: %v", kind, err)
+	return list[0]
+}
+
+// all decodes the documents of a kind; a key that the kind does not have is an
+// error.
+func all[T any](t *testing.T, byKind map[string][][]byte, kind string) []T {
+	t.Helper()
+	list := make([]T, len(byKind[kind]))
+	for i, doc := range byKind[kind] {
+		if err := sigsyaml.UnmarshalStrict(doc, &list[i]); err != nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
 	}
-	return v
+	return list
 }
 
 func TestDeployNamesEveryManifest(t *testing.T) {
@@ -95,7 +105,7 @@ func TestDeployNamesEveryManifest(t *testing.T) {
 	}
 	slices.Sort(got)
 	want := []string{"ClusterRole", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition", "DaemonSet", "Namespace",
-		"ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+		"ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ValidatingAdmissionPolicyBinding"}
 	if !slices.Equal(got, want) {
 		t.Errorf("deploy/ applies %v, want %v", got, want)
 	}
@@ -134,18 +144,35 @@ func TestDeployGrantsExactlyThis(t *testing.T) {
 	}
 }
 
-func TestDeployPolicyFailsClosed(t *testing.T) {
-	all := manifests(t)
-	policy := only[admissionv1.ValidatingAdmissionPolicy](t, all, "ValidatingAdmissionPolicy")
-	if policy.Spec.FailurePolicy == nil || *policy.Spec.FailurePolicy != admissionv1.Fail {
-		t.Error("the policy lets pass what it cannot judge")
+func TestDeployPoliciesFailClosed(t *testing.T) {
+	docs := manifests(t)
+	bound := map[string]bool{}
+	for _, binding := range all[admissionv1.ValidatingAdmissionPolicyBinding](t, docs, "ValidatingAdmissionPolicyBinding") {
+		bound[binding.Spec.PolicyName] = true
+		if !slices.Equal(binding.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny}) || binding.Spec.MatchResources != nil || binding.Spec.ParamRef != nil {
+			t.Errorf("the binding %s is %+v", binding.Name, binding.Spec)
+		}
 	}
-	if !strings.Contains(string(all["ValidatingAdmissionPolicy"][0]), status.Annotation) {
-		t.Errorf("the policy does not name %s", status.Annotation)
+	var judged []string
+	for _, policy := range all[admissionv1.ValidatingAdmissionPolicy](t, docs, "ValidatingAdmissionPolicy") {
+		if policy.Spec.FailurePolicy == nil || *policy.Spec.FailurePolicy != admissionv1.Fail {
+			t.Errorf("the policy %s lets pass what it cannot judge", policy.Name)
+		}
+		if !bound[policy.Name] {
+			t.Errorf("the policy %s is not in force", policy.Name)
+		}
+		for _, rule := range policy.Spec.MatchConstraints.ResourceRules {
+			judged = append(judged, fmt.Sprintf("%v: %v", rule.Resources, rule.Operations))
+		}
 	}
-	binding := only[admissionv1.ValidatingAdmissionPolicyBinding](t, all, "ValidatingAdmissionPolicyBinding")
-	if binding.Spec.PolicyName != policy.Name || !slices.Equal(binding.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny}) {
-		t.Errorf("the binding is %+v", binding.Spec)
+	if want := []string{"[pods pods/status]: [UPDATE]", "[events]: [CREATE UPDATE]"}; !slices.Equal(judged, want) {
+		t.Errorf("the policies judge %q, want %q", judged, want)
+	}
+	if !strings.Contains(string(docs["ValidatingAdmissionPolicy"][0]), status.Annotation) {
+		t.Errorf("the first policy does not name %s", status.Annotation)
+	}
+	if !strings.Contains(string(docs["ValidatingAdmissionPolicy"][1]), "component == '"+component+"'") {
+		t.Errorf("the policy of events does not name their source, %s", component)
 	}
 }
 

@@ -13,26 +13,34 @@ import (
 	"braid.dev/braid/internal/plan"
 )
 
-// Reasons of the events on a pod.
+// Reasons of the events on a pod, and, the last two, on the node.
 const (
 	// ReasonAdded tells of one interface that was attached. Multus uses the
 	// same word.
 	ReasonAdded = "AddedInterface"
 	// ReasonFailed tells why a pod's networks could not be attached.
 	ReasonFailed = "NetworkFailed"
+	// ReasonRenamed tells that an agent has renamed a configuration of the conf
+	// dir, and which one.
+	ReasonRenamed = "ConfigurationRenamed"
+	// ReasonGuarded tells of an agent that may do so.
+	ReasonGuarded = "ConfigurationGuarded"
 )
 
 // maxMessage is the length in bytes that kubectl and the newer events API
 // allow a message.
 const maxMessage = 1024
 
-// Events are the events on this node's pods. They are sent in the background;
-// the same event again counts up, many similar ones become one, and a pod that
-// causes too many has its newest dropped.
+// component is the source of all events, beside the node.
+const component = "braid"
+
+// Events are the events on this node and its pods. They are sent in the
+// background; the same event again counts up, many similar ones become one, and
+// an object that causes too many has its newest dropped.
 type Events struct {
 	broadcaster record.EventBroadcaster
 	recorder    record.EventRecorder
-	sink        corev1client.EventsGetter
+	node        string
 }
 
 func newEvents(client corev1client.EventsGetter, node string) *Events {
@@ -42,17 +50,19 @@ func newEvents(client corev1client.EventsGetter, node string) *Events {
 		MaxEvents: 40,
 		BurstSize: 50,
 	}))
+	// From here on, not from run on: an event that is recorded while nobody
+	// listens is lost, and the conf dir is looked at as soon as the cluster is.
+	b.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.Events("")})
 	return &Events{
 		broadcaster: b,
 		// References are given ready made, so the scheme stays empty.
-		recorder: b.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "braid", Host: node}),
-		sink:     client,
+		recorder: b.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: component, Host: node}),
+		node:     node,
 	}
 }
 
-// run sends events until ctx ends.
+// run ends the sending of events when ctx ends.
 func (e *Events) run(ctx context.Context) {
-	e.broadcaster.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: e.sink.Events("")})
 	<-ctx.Done()
 	e.broadcaster.Shutdown()
 }
@@ -67,6 +77,16 @@ func (e *Events) Failed(pod plan.Pod, message string) {
 	e.record(pod, corev1.EventTypeWarning, ReasonFailed, message)
 }
 
+// Renamed records on the node that an agent has renamed a configuration.
+func (e *Events) Renamed(message string) {
+	e.recordNode(corev1.EventTypeWarning, ReasonRenamed, message)
+}
+
+// Guarded records on the node that an agent may rename configurations.
+func (e *Events) Guarded(message string) {
+	e.recordNode(corev1.EventTypeNormal, ReasonGuarded, message)
+}
+
 func (e *Events) record(pod plan.Pod, kind, reason, message string) {
 	e.recorder.Event(&corev1.ObjectReference{
 		APIVersion: "v1",
@@ -74,6 +94,18 @@ func (e *Events) record(pod plan.Pod, kind, reason, message string) {
 		Namespace:  pod.Namespace,
 		Name:       pod.Name,
 		UID:        types.UID(pod.UID),
+	}, kind, reason, clip(message, maxMessage))
+}
+
+// recordNode records on this node. As with the kubelet's events, the UID is the
+// node's name, where "kubectl describe node" looks for them, and the namespace
+// is "default".
+func (e *Events) recordNode(kind, reason, message string) {
+	e.recorder.Event(&corev1.ObjectReference{
+		APIVersion: "v1",
+		Kind:       "Node",
+		Name:       e.node,
+		UID:        types.UID(e.node),
 	}, kind, reason, clip(message, maxMessage))
 }
 

@@ -1,5 +1,6 @@
 // Package kube is the only door to the Kubernetes API: the pods of this node,
-// all network definitions, a pod's network-status annotation and its events.
+// all network definitions, a pod's network-status annotation, and the events of
+// pods and of the node.
 //
 // Reading is served from memory and follows the API by watches. A missing
 // NetworkAttachmentDefinition CRD counts as "no definitions", and an API that
@@ -54,7 +55,8 @@ const (
 	eventBurst = 50
 )
 
-// Connect prepares the connection. It sends no request: Run does.
+// Connect prepares the connection. It sends no request: Run does, and whoever
+// records an event.
 func Connect(c Config) (*Cluster, error) {
 	conf, err := restConfig(c)
 	if err != nil {

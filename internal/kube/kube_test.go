@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +213,42 @@ func TestAKubeconfigThatCannotBeReadIsNamed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "/nonexistent/config") {
 		t.Errorf("got %v, want the file's name", err)
 	}
+}
+
+// TestEventsDoNotWaitForTheAPI: whoever records one, as the one who keeps
+// Braid's configuration in the conf dir, goes on at once.
+func TestEventsDoNotWaitForTheAPI(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := connect(&rest.Config{Host: "http://" + l.Addr().String()}, Config{NodeName: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); c.Events.run(ctx) }()
+	recorded := make(chan struct{})
+	go func() {
+		defer close(recorded)
+		for i := range 5000 {
+			c.Events.Renamed(fmt.Sprint("Cilium has renamed ", i))
+			c.Events.Failed(plan.Pod{Namespace: "ns", Name: "p"}, fmt.Sprint("why ", i))
+		}
+	}()
+	ends := func(what string, ended <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s waits for the API", what)
+		}
+	}
+	ends("recording", recorded)
+	cancel()
+	ends("ending", done)
 }
 
 func TestPatchChangesOneAnnotationOfOnePod(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"braid.dev/braid/internal/confdir"
 )
 
 // File is one entry of the conf dir, or of a directory below it.
@@ -301,6 +303,10 @@ func (e *explainer) ignoreOthers() {
 		case f.Kind == Directory && !f.Link:
 			if by := e.pluginsOf(f.Path); by != "" {
 				e.find(PluginDirectory, "the .conf files in the directory %s are plugins of the network in %s", f.Path, by)
+				continue
+			}
+			if f.Path == confdir.OwnFile+ciliumSuffix {
+				e.ignore(f.Path, "a directory of Braid's: Cilium cannot rename "+confdir.OwnFile+" to it")
 				continue
 			}
 			e.ignore(f.Path, "a directory")

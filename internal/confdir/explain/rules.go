@@ -326,6 +326,8 @@ func (e *explainer) checkAgents() {
 	for _, f := range e.Files {
 		switch {
 		case !e.top(f):
+		case f.Kind == Directory && !f.Link, f.Path == confdir.OwnFile:
+			// Cilium leaves directories alone, and Braid keeps it from its own file.
 		case f.Path == confdir.OwnFile+ciliumSuffix:
 			e.find(BraidRenamed, "Cilium has renamed %s to %s", confdir.OwnFile, f.Path)
 		case strings.HasSuffix(f.Path, ciliumSuffix):
