@@ -112,11 +112,10 @@ func umlArgs(c Config, bootFile string) []string {
 		// Relative to the guest's directory: a unix socket lies in there, whose
 		// path is limited to 107 bytes.
 		"uml_dir=./uml/", "umid=guest",
-		"con=null", "con0=null,fd:1",
+		"con=null", fmt.Sprintf("con0=fd:%d,fd:1", control.InputFD),
 		fmt.Sprintf("con1=null,fd:%d", control.FirstFD),
 		fmt.Sprintf("con2=null,fd:%d", control.FirstFD+1),
 		fmt.Sprintf("con3=null,fd:%d", control.FirstFD+2),
-		fmt.Sprintf("con4=fd:%d,null", control.LastFD),
 		"ssl=null", "quiet",
 		// A second of the boot would measure algorithms for RAID, and a fifth
 		// of one the length of a delay loop; nothing here uses either.
@@ -129,8 +128,8 @@ func umlArgs(c Config, bootFile string) []string {
 	return args
 }
 
-// bootConfig is what the guest's init is told under user-mode-linux.
-func bootConfig(c Config, cpuMHz string) control.Boot {
+// umlBoot is what the guest's init is told under user-mode-linux.
+func umlBoot(c Config, cpuMHz string) control.Boot {
 	b := control.Boot{
 		Hostname:  c.Hostname,
 		CPUMHz:    cpuMHz,

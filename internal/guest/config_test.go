@@ -81,7 +81,7 @@ func TestArgumentsOfUserModeLinux(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "/usr/bin/linux mem=300M root=/dev/root rootfstype=hostfs rootflags=/ rw init=/i uml_dir=./uml/ umid=guest " +
-		"con=null con0=null,fd:1 con1=null,fd:3 con2=null,fd:4 con3=null,fd:5 con4=fd:6,null ssl=null quiet " +
+		"con=null con0=fd:6,fd:1 con1=null,fd:3 con2=null,fd:4 con3=null,fd:5 ssl=null quiet " +
 		"initcall_blacklist=raid6_select_algo,calibrate_xor_blocks lpj=20000000 " +
 		"BRAID_BOOT=/run/x/boot.json vec0:transport=tap,ifname=braidtap0,depth=128,gro=1,mac=02:00:00:00:00:01"
 	if got := strings.Join(umlArgs(c, "/run/x/boot.json"), " "); got != want {
@@ -252,14 +252,14 @@ func TestArgumentsOfQEMU(t *testing.T) {
 	got := strings.Join(qemuArgs(c, "/run/x/boot.json"), " ")
 	for _, want := range []string{
 		"/usr/bin/qemu -machine q35 -accel tcg", " -m 300M ", "size=300M,mem-path=/dev/shm,share=on",
-		"-kernel /k/boot/vmlinuz-6.1 -initrd /run/x/initrd", "BRAID_BOOT=/run/x/boot.json BRAID_STATUS=/dev/ttyS1",
+		"-kernel /k/boot/vmlinuz-6.1 -initrd /run/x/initrd", "BRAID_BOOT=/run/x/boot.json BRAID_TTY=/dev/ttyS",
 		"-netdev tap,id=net0,ifname=braidtap0,script=no,downscript=no -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in %s", want, got)
 		}
 	}
-	b := qemuBoot(c, bootConfig(c, "1000.000"))
+	b := qemuBoot(c, umlBoot(c, "1000.000"))
 	if b.ModuleDir != "/k/lib/modules" || b.Hostfs || b.Links[0].Device != "eth0" {
 		t.Errorf("boot file: %+v", b)
 	}

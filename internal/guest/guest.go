@@ -85,7 +85,7 @@ const (
 	UML Kernel = "uml"
 	// QEMU is Debian's cloud kernel on a processor that QEMU emulates: all that
 	// UML lacks, at a tenth of its speed. The kernel is downloaded from Debian's
-	// mirror once. Throw-away guests cannot have it.
+	// mirror once.
 	QEMU Kernel = "qemu"
 	// Host is the machine's own kernel: the guest is a process in network,
 	// mount, pid, IPC and UTS namespaces of its own. It sees the same file tree

@@ -26,7 +26,7 @@ const (
 func virtiofsdArgs() []string {
 	return []string{
 		virtiofsdPath, fmt.Sprintf("--fd=%d", control.FirstFD),
-		"-o", "source=/,cache=auto,sandbox=chroot", "--rlimit-nofile=0", "--thread-pool-size=4",
+		"-o", "source=/,cache=always,sandbox=chroot", "--rlimit-nofile=0",
 	}
 }
 
@@ -43,14 +43,22 @@ func qemuArgs(c Config, bootFile string) []string {
 		"-numa", "node,memdev=memory",
 		"-chardev", "socket,id=root,path=" + shareSocket,
 		"-device", "vhost-user-fs-pci,chardev=root,tag=" + control.RootTag,
-		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-		"-add-fd", fmt.Sprintf("fd=%d,set=1", control.FirstFD),
-		"-chardev", "file,id=status,path=/dev/fdset/1,append=on", "-serial", "chardev:status",
+		"-chardev", "stdio,id=tty0,signal=off", "-serial", "chardev:tty0",
 		"-kernel", c.linux.image, "-initrd", filepath.Join(c.Dir, initrdName),
 		"-append", strings.Join([]string{
 			"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=1",
-			control.BootEnv + "=" + bootFile, control.StatusEnv + "=/dev/ttyS1",
+			// The kernel takes a moment's delay between two emulated processors for
+			// counters that differ, and would ask an emulated device for the time.
+			"tsc=reliable", "clocksource=tsc",
+			control.BootEnv + "=" + bootFile, control.TTYEnv + "=/dev/ttyS",
 		}, " "),
+	}
+	for tty := control.TTYStatus; tty <= control.TTYStderr; tty++ {
+		args = append(args,
+			"-add-fd", fmt.Sprintf("fd=%d,set=%d", control.FirstFD+tty-control.TTYStatus, tty),
+			// Appending keeps QEMU from truncating a pipe, which fails.
+			"-chardev", fmt.Sprintf("file,id=tty%d,path=/dev/fdset/%[1]d,append=on", tty),
+			"-serial", fmt.Sprintf("chardev:tty%d", tty))
 	}
 	for i, n := range c.NICs {
 		args = append(args,

@@ -90,14 +90,8 @@ func startAgent(ctx context.Context, c Config) (*Guest, error) {
 	if g.state.Agent, err = agentAddr(c.NICs); err != nil {
 		return nil, err
 	}
-	b := bootConfig(c, hostClock())
+	b := bootConfig(c)
 	b.Token = g.state.Token
-	switch c.Kernel {
-	case Host:
-		b = sharedBoot(c, b)
-	case QEMU:
-		b = qemuBoot(c, b)
-	}
 	l, err := g.launch(c, b, nil)
 	if err != nil {
 		return nil, errors.Join(err, g.abandon(ctx))
@@ -107,6 +101,19 @@ func startAgent(ctx context.Context, c Config) (*Guest, error) {
 		return nil, errors.Join(err, g.abandon(ctx))
 	}
 	return g, nil
+}
+
+// bootConfig is what init is told, on the guest's kind of kernel.
+func bootConfig(c Config) control.Boot {
+	b := umlBoot(c, hostClock())
+	switch c.Kernel {
+	case Host:
+		return sharedBoot(c, b)
+	case QEMU:
+		return qemuBoot(c, b)
+	default:
+		return b
+	}
 }
 
 // abandon removes what a failed start has left, whether or not ctx is over.
@@ -259,11 +266,16 @@ func supervisor(c Config, t *terminals) (*exec.Cmd, error) {
 	}
 	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWPID}
 	if t == nil {
-		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		// QEMU takes a descriptor for output only when it is for that alone.
+		out, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 		if err != nil {
 			return nil, errors.Join(err, console.Close())
 		}
-		t = &terminals{null, null, null}
+		in, err := os.Open(os.DevNull)
+		if err != nil {
+			return nil, errors.Join(err, out.Close(), console.Close())
+		}
+		t = &terminals{out, out, in}
 	} else {
 		attr.Pdeathsig = unix.SIGKILL
 	}

@@ -16,9 +16,9 @@ const Port = 61
 // BootEnv is the environment variable that tells init the path of its boot file.
 const BootEnv = "BRAID_BOOT"
 
-// StatusEnv is the environment variable that names the terminal for status
-// lines, TTYStatus unless it is set.
-const StatusEnv = "BRAID_STATUS"
+// TTYEnv is the environment variable with what precedes the number of a
+// terminal in its path; DefaultTTY unless it is set.
+const TTYEnv = "BRAID_TTY"
 
 // RootTag is the virtiofs file system that is the host's tree.
 const RootTag = "braid-root"
@@ -30,18 +30,21 @@ const InitrdModules = "/modules"
 // LogDir is where the guest sees the host's directory for daemon logs.
 const LogDir = "/run/braid-guest/log"
 
-// Terminals of a guest. The kernel's own messages go to /dev/tty0.
+// Terminals of a guest, by number.
 const (
-	TTYStatus = "/dev/tty1" // status lines, guest to host
-	TTYStdout = "/dev/tty2" // output of Boot.Once
-	TTYStderr = "/dev/tty3"
-	TTYInput  = "/dev/tty4" // "quit" asks for SIGQUIT
+	TTYInput  = 0 // "quit" asks for SIGQUIT; the kernel's messages go there
+	TTYStatus = 1 // status lines, guest to host
+	TTYStdout = 2 // output of Boot.Once
+	TTYStderr = 3
+
+	DefaultTTY = "/dev/tty"
 )
 
-// The descriptors of the kernel process that end the terminals tty1 to tty4.
+// The descriptors of the kernel process that end the terminals: 1 to 3 from
+// FirstFD on, then the input of 0.
 const (
 	FirstFD = 3
-	LastFD  = 6
+	InputFD = 6
 )
 
 // Status lines on TTYStatus, each followed by a space and its argument.

@@ -27,10 +27,11 @@ const noExit = 125
 
 func main() {
 	memory := flag.Int("mem", 512, "memory of the guest in MiB")
+	kernel := flag.String("kernel", string(guest.UML), "kernel of the guest: uml or qemu")
 	modules := flag.String("modules", "", "kernel modules to load at boot, separated by commas")
 	flag.Parse()
 	if flag.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "usage: exec [-mem MiB] [-modules a,b] PROGRAM [ARG…]")
+		fmt.Fprintln(os.Stderr, "usage: exec [-kernel uml|qemu] [-mem MiB] [-modules a,b] PROGRAM [ARG…]")
 		os.Exit(2)
 	}
 	// When the reader of the output is gone, the guest still has to be ended.
@@ -38,7 +39,7 @@ func main() {
 	// go test sends SIGQUIT to a test that takes too long.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer stop()
-	code, err := run(ctx, *memory, *modules, flag.Args())
+	code, err := run(ctx, guest.Kernel(*kernel), *memory, *modules, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = noExit
@@ -46,7 +47,7 @@ func main() {
 	os.Exit(code)
 }
 
-func run(ctx context.Context, memory int, modules string, args []string) (int, error) {
+func run(ctx context.Context, kernel guest.Kernel, memory int, modules string, args []string) (int, error) {
 	cwd, err := os.Getwd()
 	if err != nil {
 		return 0, err
@@ -59,6 +60,7 @@ func run(ctx context.Context, memory int, modules string, args []string) (int, e
 	}
 	c := guest.Config{
 		Name:      "test",
+		Kernel:    kernel,
 		MemoryMiB: memory,
 		Modules:   strings.FieldsFunc(modules, func(r rune) bool { return r == ',' }),
 	}

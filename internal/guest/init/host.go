@@ -23,7 +23,7 @@ func hostGuest(bootFile string) int {
 	if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
 		return 2
 	}
-	for fd := control.FirstFD; fd <= control.LastFD; fd++ {
+	for fd := control.FirstFD; fd <= control.InputFD; fd++ {
 		unix.CloseOnExec(fd)
 	}
 	if err := runOnHost(bootFile); err != nil {

@@ -92,7 +92,7 @@ func readBoot(path string) (control.Boot, error) {
 
 // report writes one status line and waits until the host has it.
 func report(status, arg string) error {
-	tty, err := openTTY(cmp.Or(os.Getenv(control.StatusEnv), control.TTYStatus), unix.O_WRONLY)
+	tty, err := openTTY(control.TTYStatus, unix.O_WRONLY)
 	if err != nil {
 		return fmt.Errorf("report %s: %w", status, err)
 	}
@@ -104,7 +104,8 @@ func report(status, arg string) error {
 }
 
 // openTTY opens a terminal of the guest such that bytes pass unchanged.
-func openTTY(path string, mode int) (*os.File, error) {
+func openTTY(number, mode int) (*os.File, error) {
+	path := fmt.Sprint(cmp.Or(os.Getenv(control.TTYEnv), control.DefaultTTY), number)
 	fd, err := unix.Open(path, mode|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)

@@ -15,8 +15,8 @@ import (
 func once(procs *reaper, c control.Command) (int, error) {
 	var ttys [2]*os.File
 	var outs [2]*output
-	for i, path := range []string{control.TTYStdout, control.TTYStderr} {
-		tty, err := openTTY(path, unix.O_WRONLY)
+	for i, number := range []int{control.TTYStdout, control.TTYStderr} {
+		tty, err := openTTY(number, unix.O_WRONLY)
 		if err != nil {
 			return 0, err
 		}

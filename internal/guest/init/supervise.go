@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"braid.dev/braid/internal/guest/control"
 )
 
@@ -36,6 +38,9 @@ func emulate(args []string) int {
 	if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
 		return 2 // as in supervise
 	}
+	for fd := control.FirstFD; fd <= control.InputFD; fd++ {
+		unix.CloseOnExec(fd) // they are QEMU's alone
+	}
 	if err := startServer(args[0], args[1:end]); err != nil {
 		fmt.Fprintln(os.Stderr, "file server:", err)
 		return 1
@@ -63,14 +68,15 @@ func startServer(socket string, args []string) error {
 	return cmd.Start()
 }
 
-// runKernel runs the program that is the guest's kernel, with no stdin and,
-// beside its log, the ends of its terminals.
+// runKernel runs the program that is the guest's kernel, with the ends of its
+// terminals, of which 0 is stdin and the log.
 func runKernel(args []string) int {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	for fd := control.FirstFD; fd <= control.LastFD; fd++ {
+	for fd := control.FirstFD; fd <= control.InputFD; fd++ {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), fmt.Sprintf("terminal %d", fd)))
 	}
+	cmd.Stdin = cmd.ExtraFiles[control.InputFD-control.FirstFD]
 	err := cmd.Run()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest kernel:", err)
