@@ -15,7 +15,7 @@ DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptab
 # Cilium compiles its programs where it runs; with ipvlan it takes a kernel under QEMU.
 DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86
 
-.PHONY: help deps test-deps build lint test test-unit test-guest test-cluster bench demo demo-down clean
+.PHONY: help deps test-deps build lint test test-unit test-guest test-cluster test-emulated bench demo demo-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -53,6 +53,10 @@ test-guest: test-deps ## tests under a guest kernel: what this machine's kernel 
 
 test-cluster: test-deps build ## the scenarios on a real cluster
 	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run Cluster ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain
+
+# Not part of test: five minutes for what test-cluster shows in two halves.
+test-emulated: test-deps build ## Cilium and ipvlan on one node, under QEMU
+	BRAID_TIER=cluster go test -timeout 20m -v -run Emulated ./internal/demo
 
 # What this machine's kernel lacks is measured in a guest, where starting a
 # program is slow: there only the share of bare netlink says something.

@@ -92,10 +92,10 @@ func (d *Demo) together(checks ...func(*Demo) error) error {
 	return nil
 }
 
-// eventually repeats check until it returns nil or limit has passed; the last
+// Eventually repeats check until it returns nil or limit has passed; the last
 // error says what was still missing. Kubernetes offers no event for most of
 // what a scenario waits for, so this polls.
-func (d *Demo) eventually(ctx context.Context, limit time.Duration, what string, check func(context.Context) error) error {
+func (d *Demo) Eventually(ctx context.Context, limit time.Duration, what string, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(500 * time.Millisecond)

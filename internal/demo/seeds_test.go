@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"braid.dev/braid/internal/demo"
+	"braid.dev/braid/internal/guest"
 	"braid.dev/braid/internal/image"
 	"braid.dev/braid/internal/lab"
 )
@@ -20,36 +21,50 @@ import (
 // TestClusterCiliumAndAnExtraNetwork has Cilium in its exclusive mode, as it is
 // installed by default: it renames the configurations of others, Braid's too.
 // This machine's kernel has what Cilium needs and no ipvlan, so the extra
-// network is macvlan; TestClusterIPVlan has the other half.
+// network is macvlan; TestEmulatedCiliumAndIPVlan has ipvlan, on one node.
 func TestClusterCiliumAndAnExtraNetwork(t *testing.T) {
-	s := upWith(t, lab.Config{Name: "seed-cilium", CNI: "cilium", NodeKernel: "host"})
+	s := upWith(t, lab.Config{Name: "seed-cilium", CNI: "cilium", NodeKernel: guest.Host})
 	s.install(t)
-	for _, node := range s.lab.Nodes() {
-		files := s.on(t, node, "ls /etc/cni/net.d")
-		if files != "00-braid.conflist\n00-braid.conflist.cilium_bak\n05-cilium.conflist" {
-			t.Errorf("%s: conf dir: %s", node, files)
-		}
-	}
-	log := s.kubectl(t, "-n", "braid-system", "logs", "--prefix", "-l", "app.kubernetes.io/name=braid", "--tail=-1", "-c", "braidd")
-	if !strings.Contains(log, "Cilium renames the configurations of others") {
-		t.Errorf("braidd does not say what Cilium does:\n%s", log)
-	}
+	s.survivesCilium(t)
 	s.apply(t, networkOf("extra", `{"cniVersion":"0.3.0","type":"macvlan","master":"trunk0","ipam":{"type":"host-local",
       "subnet":"192.168.1.0/24","rangeStart":"192.168.1.13","rangeEnd":"192.168.1.17","gateway":"192.168.1.1"}}`))
-	s.twoPods(t, "node1", "node1", "extra")
-	s.statusIsAsInTheSeed(t, "cilium", "default/extra")
-	for _, want := range []string{"default via 172.20.", "192.168.1.0/24 dev net1"} {
-		if routes := s.kubectl(t, "exec", "one", "--", "ip", "route"); !strings.Contains(routes, want) || strings.Count(routes, "default") != 1 {
-			t.Errorf("no %q, or not one default route, in\n%s", want, routes)
-		}
-	}
-	s.pings(t, "net1", s.address(t, "two", "net1"))
-	s.pings(t, "eth0", s.address(t, "two", "eth0"))
+	one, two := s.twoPods(t, "node1", "node1", "extra")
+	s.isAsInTheSeed(t, one, "cilium", "default/extra")
+	s.isAsInTheSeed(t, two, "cilium", "default/extra")
+	s.pings(t, "net1", two.address["net1"])
+	s.pings(t, "eth0", two.address["eth0"])
 }
 
-// TestClusterIPVlan is the network of the same page as it stands there, in each
-// mode of ipvlan, on nodes whose kernel has it.
-func TestClusterIPVlan(t *testing.T) {
+// TestEmulatedCiliumAndIPVlan is that page as it stands there: Cilium and ipvlan
+// on one node, whose kernel, Debian's under QEMU, is the one here that has what
+// both need. Cilium compiles its programs there at an emulator's speed: the five
+// minutes are make test-emulated's.
+func TestEmulatedCiliumAndIPVlan(t *testing.T) {
+	s := upWith(t, lab.Config{Name: "seed-qemu", CNI: "cilium", NodeKernel: guest.QEMU, Nodes: 1})
+	s.on(t, "node1", "ip link set trunk0 down && ip link set trunk0 name eth1 && ip addr add 192.168.0.12/24 dev eth1 && ip link set eth1 up")
+	// For a node's first pod Cilium compiles its programs, which under QEMU may
+	// take longer than braidd lets a plugin run.
+	s.pod(t, "first", "node1", "")
+	s.install(t)
+	s.kubectl(t, "wait", "--for=condition=Ready", "--timeout=240s", "pod/first")
+	s.survivesCilium(t)
+	for _, mode := range []string{"l3", "l2", "l3s"} {
+		t.Run(mode, func(t *testing.T) {
+			s.apply(t, networkOf("ipvlan-conf-1", fmt.Sprintf(`{"cniVersion":"0.3.0","type":"ipvlan","master":"eth1","mode":"%s","ipam":{"type":"host-local",
+      "subnet":"192.168.1.0/24","rangeStart":"192.168.1.13","rangeEnd":"192.168.1.17","gateway":"192.168.1.1"}}`, mode)))
+			one, two := s.twoPods(t, "node1", "node1", "ipvlan-conf-1")
+			s.isAsInTheSeed(t, one, "cilium", "default/ipvlan-conf-1")
+			s.isAsInTheSeed(t, two, "cilium", "default/ipvlan-conf-1")
+			s.pings(t, "net1", two.address["net1"])
+			s.pings(t, "eth0", two.address["eth0"])
+			s.kubectl(t, "delete", "pod", "one", "two", "--wait")
+		})
+	}
+}
+
+// TestClusterIPVlanAcrossNodes has pods of that network on two nodes, in each
+// mode of ipvlan.
+func TestClusterIPVlanAcrossNodes(t *testing.T) {
 	s := upWith(t, lab.Config{Name: "seed-ipvlan", CNI: "flannel"})
 	s.install(t)
 	for i, node := range s.lab.Nodes() {
@@ -62,23 +77,19 @@ func TestClusterIPVlan(t *testing.T) {
 				s.apply(t, networkOf("ipvlan-"+node, fmt.Sprintf(`{"cniVersion":"0.3.0","type":"ipvlan","master":"trunk0","mode":"%s","ipam":{"type":"host-local",
       "subnet":"192.168.1.0/24","rangeStart":"192.168.1.%d","rangeEnd":"192.168.1.%d","gateway":"192.168.1.1"}}`, mode, 13+20*i, 17+20*i)))
 			}
-			s.pod(t, "three", "node2", "ipvlan-node2")
-			s.twoPods(t, "node1", "node1", "ipvlan-node1")
-			s.kubectl(t, "wait", "--for=condition=Ready", "--timeout=240s", "pod/three")
-			s.statusIsAsInTheSeed(t, "cbr0", "default/ipvlan-node1")
-			routes := s.kubectl(t, "exec", "one", "--", "ip", "route")
-			if !strings.Contains(routes, "192.168.1.0/24 dev net1") || strings.Count(routes, "default") != 1 || !strings.Contains(routes, "dev eth0") {
-				t.Errorf("routes:\n%s", routes)
-			}
-			there := s.address(t, "three", "net1")
+			s.pod(t, "one", "node1", "ipvlan-node1")
+			s.pod(t, "two", "node2", "ipvlan-node2")
+			s.running(t)
+			one, two := s.look(t, "one"), s.look(t, "two")
+			s.isAsInTheSeed(t, one, "cbr0", "default/ipvlan-node1")
+			s.isAsInTheSeed(t, two, "cbr0", "default/ipvlan-node2")
 			if mode != "l2" {
 				// Nobody answers for such a pod on the wire: the nodes route.
-				s.on(t, "node1", "ip route replace "+there+" via 192.168.1.102 dev trunk0")
-				s.on(t, "node2", "ip route replace "+s.address(t, "one", "net1")+" via 192.168.1.101 dev trunk0")
+				s.on(t, "node1", "ip route replace "+two.address["net1"]+" via 192.168.1.102 dev trunk0")
+				s.on(t, "node2", "ip route replace "+one.address["net1"]+" via 192.168.1.101 dev trunk0")
 			}
-			s.pings(t, "net1", s.address(t, "two", "net1"))
-			s.pings(t, "net1", there)
-			s.kubectl(t, "delete", "pod", "one", "two", "three", "--wait")
+			s.pings(t, "net1", two.address["net1"])
+			s.kubectl(t, "delete", "pod", "one", "two", "--wait")
 		})
 	}
 }
@@ -86,22 +97,24 @@ func TestClusterIPVlan(t *testing.T) {
 // TestClusterFlannelAndCilium gives pods Flannel (host-gw) as eth0 and Cilium
 // as eth1, in two ways that are Braid's: by annotation and for every pod.
 func TestClusterFlannelAndCilium(t *testing.T) {
-	s := upWith(t, lab.Config{Name: "seed-two", CNI: "flannel-host-gw+cilium", NodeKernel: "host"})
+	s := upWith(t, lab.Config{Name: "seed-two", CNI: "flannel-host-gw+cilium", NodeKernel: guest.Host})
 	s.install(t)
 	t.Run("by annotation", func(t *testing.T) {
 		// A network without a configuration is the one of that name in the conf dir.
 		s.apply(t, networkOf("cilium", ""))
-		s.twoPods(t, "node1", "node2", "cilium@eth1")
-		s.oneDefaultRoute(t)
-		s.bothNetworks(t)
+		one, two := s.twoPods(t, "node1", "node2", "cilium@eth1")
+		one.oneDefaultRoute(t)
+		two.oneDefaultRoute(t)
+		s.bothNetworks(t, one, two)
 	})
 	t.Run("confDirNetworks", func(t *testing.T) {
 		s.kubectl(t, "-n", "braid-system", "patch", "configmap", "braidd", "--type=merge", "-p", `{"data":{"braidd.yaml":"confDirNetworks: 2\n"}}`)
 		s.kubectl(t, "-n", "braid-system", "rollout", "restart", "daemonset/braidd")
 		s.kubectl(t, "-n", "braid-system", "rollout", "status", "daemonset/braidd", "--timeout=180s")
-		s.twoPods(t, "node1", "node2", "")
-		s.oneDefaultRoute(t)
-		s.bothNetworks(t)
+		one, two := s.twoPods(t, "node1", "node2", "")
+		one.oneDefaultRoute(t)
+		two.oneDefaultRoute(t)
+		s.bothNetworks(t, one, two)
 	})
 }
 
@@ -109,23 +122,22 @@ func TestClusterFlannelAndCilium(t *testing.T) {
 // containerd attaches both networks at the same time, so it is a race whether
 // a pod has one default route or two; the page that this follows saw two.
 func TestClusterFlannelAndCiliumByContainerd(t *testing.T) {
-	s := upWith(t, lab.Config{Name: "seed-max", CNI: "flannel-host-gw+cilium", NodeKernel: "host", MaxConfNum: 2})
-	s.twoPods(t, "node1", "node2", "")
-	for _, pod := range []string{"one", "two"} {
-		routes := s.kubectl(t, "exec", pod, "--", "ip", "route")
-		t.Logf("%s has %d default routes", pod, strings.Count(routes, "default"))
-		if !strings.Contains(routes, "default via 10.244.") {
-			t.Errorf("%s: no default route through Flannel:\n%s", pod, routes)
+	s := upWith(t, lab.Config{Name: "seed-max", CNI: "flannel-host-gw+cilium", NodeKernel: guest.Host, MaxConfNum: 2})
+	one, two := s.twoPods(t, "node1", "node2", "")
+	for _, pod := range []podView{one, two} {
+		t.Logf("%s has %d default routes", pod.name, strings.Count(pod.routes, "default"))
+		if !strings.Contains(pod.routes, "default via 10.244.") {
+			t.Errorf("%s: no default route through Flannel:\n%s", pod.name, pod.routes)
 		}
 	}
-	s.bothNetworks(t)
+	s.bothNetworks(t, one, two)
 }
 
 // TestClusterFlannelAndABridge has eth1 on the network of the nodes, by a bridge
 // that the trunk is a port of. A client of another subnet, behind a router
 // there, reaches eth1; the answer takes the same way only with source routing.
 func TestClusterFlannelAndABridge(t *testing.T) {
-	s := upWith(t, lab.Config{Name: "seed-bridge", CNI: "flannel-host-gw", NodeKernel: "host"})
+	s := upWith(t, lab.Config{Name: "seed-bridge", CNI: "flannel-host-gw", NodeKernel: guest.Host})
 	s.install(t)
 	for _, node := range s.lab.Nodes() {
 		s.on(t, node, "ip link add br0 type bridge && ip link set trunk0 up master br0 && ip link set br0 up")
@@ -142,11 +154,9 @@ func TestClusterFlannelAndABridge(t *testing.T) {
 	s.pod(t, "two", "node1", "plain@eth1")
 	s.running(t)
 	for pod, answers := range map[string]bool{"one": true, "two": false} {
-		routes := s.kubectl(t, "exec", pod, "--", "ip", "route")
-		if strings.Count(routes, "default") != 1 || !strings.Contains(routes, "default via 10.244.") {
-			t.Errorf("%s: not one default route, through Flannel:\n%s", pod, routes)
-		}
-		eth1 := s.address(t, pod, "eth1")
+		seen := s.look(t, pod)
+		seen.oneDefaultRoute(t)
+		eth1 := seen.address["eth1"]
 		s.on(t, "node2", "busybox ping -c 1 -w 20 "+eth1)
 		limit := map[bool]string{true: "20", false: "3"}[answers]
 		out, err := s.lab.NodeRun(t.Context(), "node2", "busybox", "ping", "-c", "1", "-w", limit, "-I", client, eth1)
@@ -154,17 +164,43 @@ func TestClusterFlannelAndABridge(t *testing.T) {
 			t.Errorf("%s at %s answers %s: %v, want %v (%v, %s)", pod, eth1, client, err == nil, answers, err, out)
 		}
 	}
-	s.pings(t, "eth1", s.address(t, "two", "eth1"))
+	s.pings(t, "eth1", s.look(t, "two").address["eth1"])
 }
 
-// oneDefaultRoute expects of the pods one and two exactly one default route,
-// through Flannel.
-func (s *scenario) oneDefaultRoute(t *testing.T) {
+// survivesCilium expects Braid's configuration where Cilium renames those of
+// others, and events that say so: one at braidd's start, and one for a
+// configuration that Cilium does rename.
+func (s *scenario) survivesCilium(t *testing.T) {
 	t.Helper()
-	for _, pod := range []string{"one", "two"} {
-		routes := s.kubectl(t, "exec", pod, "--", "ip", "route")
-		if strings.Count(routes, "default") != 1 || !strings.Contains(routes, "default via 10.244.") {
-			t.Errorf("%s: not one default route, through Flannel:\n%s", pod, routes)
+	for _, node := range s.lab.Nodes() {
+		s.on(t, node, `echo '{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"bridge"}]}' > /etc/cni/net.d/99-other.conflist`)
+	}
+	err := s.Eventually(t.Context(), time.Minute, "events that tell what Cilium does", func(ctx context.Context) error {
+		events, err := s.lab.Kubectl(ctx, "get", "events", "--field-selector", "involvedObject.kind=Node,source=braid", "--no-headers",
+			"-o", "custom-columns=:.involvedObject.name,:.type,:.reason,:.message")
+		if err != nil {
+			return err
+		}
+		said := strings.Join(strings.Fields(events), " ")
+		for _, node := range s.lab.Nodes() {
+			for _, want := range []string{
+				" Normal ConfigurationGuarded Cilium renames the configurations",
+				" Warning ConfigurationRenamed Cilium has renamed 99-other.conflist",
+			} {
+				if !strings.Contains(said, node+want) {
+					return fmt.Errorf("no event %q in %s", node+want, said)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	for _, node := range s.lab.Nodes() {
+		files := s.on(t, node, "ls /etc/cni/net.d")
+		if files != "00-braid.conflist\n00-braid.conflist.cilium_bak\n05-cilium.conflist\n99-other.conflist.cilium_bak" {
+			t.Errorf("%s: conf dir: %s", node, files)
 		}
 	}
 }
@@ -172,16 +208,16 @@ func (s *scenario) oneDefaultRoute(t *testing.T) {
 // bothNetworks expects of the pods one and two that Flannel is eth0 and Cilium
 // eth1, and that each network's traffic uses its own interface. It deletes the
 // pods.
-func (s *scenario) bothNetworks(t *testing.T) {
+func (s *scenario) bothNetworks(t *testing.T, one, two podView) {
 	t.Helper()
-	for _, pod := range []string{"one", "two"} {
-		if eth0, eth1 := s.address(t, pod, "eth0"), s.address(t, pod, "eth1"); !strings.HasPrefix(eth0, "10.244.") || !strings.HasPrefix(eth1, "172.20.") {
-			t.Errorf("%s: eth0 %s, eth1 %s", pod, eth0, eth1)
+	for _, pod := range []podView{one, two} {
+		if !strings.HasPrefix(pod.address["eth0"], "10.244.") || !strings.HasPrefix(pod.address["eth1"], "172.20.") {
+			t.Errorf("%s: addresses %v", pod.name, pod.address)
 		}
 	}
 	for _, link := range []string{"eth0", "eth1"} {
 		before := s.sent(t, link)
-		s.pings(t, link, s.address(t, "two", link))
+		s.pings(t, link, two.address[link])
 		if s.sent(t, link) == before {
 			t.Errorf("the ping over %s did not leave by it", link)
 		}
@@ -205,6 +241,7 @@ func upWith(t *testing.T, cfg lab.Config) *scenario {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Parallel() // labs do not meet
 	cfg.Source, cfg.Progress = root, os.Stderr
 	t.Cleanup(func() {
 		if err := lab.Down(context.Background(), cfg.Name, os.Stderr); err != nil {
@@ -240,11 +277,12 @@ func networkOf(name, config string) string {
 }
 
 // twoPods starts the pods one and two, both with the networks.
-func (s *scenario) twoPods(t *testing.T, nodeOne, nodeTwo, networks string) {
+func (s *scenario) twoPods(t *testing.T, nodeOne, nodeTwo, networks string) (one, two podView) {
 	t.Helper()
 	s.pod(t, "one", nodeOne, networks)
 	s.pod(t, "two", nodeTwo, networks)
 	s.running(t)
+	return s.look(t, "one"), s.look(t, "two")
 }
 
 func (s *scenario) pod(t *testing.T, name, node, networks string) {
@@ -271,33 +309,60 @@ func (s *scenario) running(t *testing.T) {
 	}
 }
 
-// statusIsAsInTheSeed looks at the networks, links and flags of the
-// network-status, which the page shows.
-func (s *scenario) statusIsAsInTheSeed(t *testing.T, names ...string) {
+// podView is what a pod sees of its networks.
+type podView struct {
+	name    string
+	address map[string]string // the IPv4 address of each link
+	routes  string            // as "ip route" prints them
+}
+
+// look takes one command in the pod, as starting one is what takes time.
+func (s *scenario) look(t *testing.T, pod string) podView {
 	t.Helper()
-	for _, pod := range []string{"one", "two"} {
-		path := `jsonpath={range .metadata.annotations}{.k8s\.v1\.cni\.cncf\.io/network-status}{end}`
-		status := unspaced(s.kubectl(t, "get", "pod", pod, "-o", path))
-		for i, link := range []string{"eth0", "net1"} {
-			want := fmt.Sprintf(`"name":%q,"interface":%q,"ips":[%q]`, names[i], link, s.address(t, pod, link))
-			if !strings.Contains(strings.ReplaceAll(status, "\n", ""), want) {
-				t.Errorf("%s: no %s in the network-status %s", pod, want, status)
-			}
+	out := s.kubectl(t, "exec", pod, "--", "sh", "-c", "ip -o -4 address && echo routes: && ip route")
+	addresses, routes, _ := strings.Cut(out, "routes:\n")
+	view := podView{pod, map[string]string{}, routes}
+	for line := range strings.Lines(addresses) {
+		// 3: net1    inet 192.168.1.13/24 …
+		fields := strings.Fields(line)
+		if len(fields) < 4 || fields[2] != "inet" {
+			t.Fatalf("%s: address %q", pod, line)
 		}
+		view.address[fields[1]], _, _ = strings.Cut(fields[3], "/")
+	}
+	return view
+}
+
+// oneDefaultRoute expects exactly one default route, through Flannel.
+func (v podView) oneDefaultRoute(t *testing.T) {
+	t.Helper()
+	if strings.Count(v.routes, "default") != 1 || !strings.Contains(v.routes, "default via 10.244.") {
+		t.Errorf("%s: not one default route, through Flannel:\n%s", v.name, v.routes)
 	}
 }
 
-// address is the IPv4 address of a pod's link.
-func (s *scenario) address(t *testing.T, pod, link string) string {
+// isAsInTheSeed looks at the networks, links and flags of the network-status,
+// which the page shows, and at the routes: the default network's, with the
+// default route among them, and that of the extra network.
+func (s *scenario) isAsInTheSeed(t *testing.T, pod podView, networks ...string) {
 	t.Helper()
-	out := s.kubectl(t, "exec", pod, "--", "ip", "-o", "-4", "address", "show", "dev", link)
-	fields := strings.Fields(out)
-	i := slices.Index(fields, "inet")
-	if i < 0 || i+1 >= len(fields) {
-		t.Fatalf("%s has no address on %s: %s", pod, link, out)
+	path := `jsonpath={range .metadata.annotations}{.k8s\.v1\.cni\.cncf\.io/network-status}{end}`
+	status := strings.ReplaceAll(unspaced(s.kubectl(t, "get", "pod", pod.name, "-o", path)), "\n", "")
+	for i, link := range []string{"eth0", "net1"} {
+		want := fmt.Sprintf(`"name":%q,"interface":%q,"ips":[%q]`, networks[i], link, pod.address[link])
+		if !strings.Contains(status, want) {
+			t.Errorf("%s: no %s in the network-status %s", pod.name, want, status)
+		}
 	}
-	address, _, _ := strings.Cut(fields[i+1], "/")
-	return address
+	var extra []string
+	for route := range strings.Lines(pod.routes) {
+		if !strings.Contains(route, " dev eth0") {
+			extra = append(extra, strings.TrimSpace(route))
+		}
+	}
+	if len(extra) != 1 || !strings.HasPrefix(extra[0], "192.168.1.0/24 dev net1") || strings.Count(pod.routes, "default via ") != 1 {
+		t.Errorf("%s: routes\n%s", pod.name, pod.routes)
+	}
 }
 
 // pings expects an answer to pod one from address, over one of its links.

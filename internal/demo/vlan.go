@@ -327,7 +327,7 @@ func (d *Demo) RemoveVLAN(ctx context.Context) error {
 	if _, err := d.kubectl(ctx, "delete", "-k", filepath.Join(d.Root, "examples/vlan-two-nodes"), "--wait=true", "--grace-period=1"); err != nil {
 		return err
 	}
-	return d.eventually(ctx, time.Minute, "access ports of deleted pods are gone", func(ctx context.Context) error {
+	return d.Eventually(ctx, time.Minute, "access ports of deleted pods are gone", func(ctx context.Context) error {
 		for _, node := range d.Cluster.Nodes() {
 			out, err := d.Cluster.NodeRun(ctx, node, "bridge", "vlan", "show")
 			if err != nil {
