@@ -36,6 +36,8 @@ type Interface struct {
 	Sysctl    rtnl.Sysctl
 	// Handle is one in NS that is open already. Nil opens one for each call.
 	Handle *rtnl.Handle
+	// Index is the link's, when it was just made. Zero looks it up by Name.
+	Index int
 }
 
 // handle returns Handle, or one that is open until done is called.
@@ -66,28 +68,32 @@ func (i Interface) Configure(ctx context.Context, res *current.Result) error {
 		return err
 	}
 	defer done()
-	link, err := h.Link(i.Name)
-	if err != nil {
-		return err
+	index := i.Index
+	if index == 0 {
+		link, err := h.Link(i.Name)
+		if err != nil {
+			return err
+		}
+		index = link.Index
 	}
 	if err := i.prepare(want); err != nil {
 		return err
 	}
 	for _, a := range want.addrs {
-		if err := h.AddAddr(link.Index, rtnl.Addr{Prefix: a}); err != nil {
+		if err := h.AddAddr(index, rtnl.Addr{Prefix: a}); err != nil {
 			return err
 		}
 	}
-	if err := h.SetUp(link.Index); err != nil {
+	if err := h.SetUp(index); err != nil {
 		return err
 	}
 	if want.ipv6() {
-		if err := i.settle(ctx, h, link.Index); err != nil {
+		if err := i.settle(ctx, h, index); err != nil {
 			return err
 		}
 	}
 	for _, r := range want.routes {
-		r.Link = link.Index
+		r.Link = index
 		// A result may list a route twice; the second is not another one.
 		if err := h.AppendRoute(r); err != nil && !errors.Is(err, rtnl.ErrExists) {
 			return err

@@ -78,15 +78,15 @@ func (p PodLink) Free(ctx context.Context, remove func(context.Context) error) e
 		if err := remove(ctx); err != nil {
 			return err
 		}
+		if links, err = p.Pod.Links(); err != nil {
+			return err
+		}
 	}
-	l, err := p.Pod.Link(p.Spec.IfName)
-	switch {
-	case errors.Is(err, rtnl.ErrNotFound):
-		return nil
-	case err != nil:
-		return err
+	called := func(l rtnl.Link) bool { return l.Name == p.Spec.IfName || slices.Contains(l.AltNames, p.Spec.IfName) }
+	if i := slices.IndexFunc(links, called); i >= 0 {
+		return p.Spec.NameTaken(links[i])
 	}
-	return p.Spec.NameTaken(l)
+	return nil
 }
 
 // Make makes the link, down, by create. A link cannot be made with its mark.
@@ -107,6 +107,10 @@ func (p PodLink) Make(create func(name string) (rtnl.Link, error)) (rtnl.Link, e
 // Remove removes the link, whatever it is called by now. A link that has its
 // name and another origin is left alone.
 func (p PodLink) Remove() error {
+	// Nearly always it is there, complete. To list all links takes longer.
+	if l, err := p.Pod.Link(p.Spec.IfName); err == nil && p.marked(l) {
+		return gone(p.Remover.Del(p.Pod, l.Index))
+	}
 	links, err := p.Pod.Links()
 	if err != nil {
 		return err
@@ -115,7 +119,7 @@ func (p PodLink) Remove() error {
 		if !p.marked(l) && !p.unmarkedButOurs(l) {
 			continue
 		}
-		if err := p.Remover.Del(p.Pod, l.Index); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
+		if err := gone(p.Remover.Del(p.Pod, l.Index)); err != nil {
 			return err
 		}
 	}

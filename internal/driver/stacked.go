@@ -211,7 +211,9 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 	if err := a.addresses(ctx, res); err != nil {
 		return nil, err
 	}
-	return res, a.iface().Configure(ctx, res)
+	iface := a.iface()
+	iface.Index = l.Index
+	return res, iface.Configure(ctx, res)
 }
 
 func (a *stacking) addresses(ctx context.Context, res *current.Result) error {
