@@ -58,14 +58,14 @@ test-cluster: test-deps build ## the scenarios on a real cluster
 test-emulated: test-deps build ## Cilium and ipvlan on one node, under QEMU
 	BRAID_TIER=cluster go test -timeout 20m -v -run Emulated ./internal/demo
 
-# What this machine's kernel lacks is measured in a guest, where starting a
-# program is slow: there only the share of bare netlink says something.
+# What this machine's kernel lacks is measured on Debian's under QEMU, where
+# programs are slow: there only the share of bare netlink says something.
 bench: test-deps ## Braid beside the upstream plugins, as ratios
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
 	{ BRAID_TIER=net go test -run '^$$' -bench . ./internal/ipam/... ./internal/store ./internal/plan; \
 	  BRAID_TIER=net go test -p 1 -run '^$$' -bench . -benchtime 20x -count 5 ./internal/driver/...; \
-	  CGO_ENABLED=0 BRAID_TIER=guest go test -p 1 -exec $(CURDIR)/bin/guest-exec -run '^$$' -bench . -benchtime 5x -count 3 \
+	  CGO_ENABLED=0 BRAID_TIER=guest go test -p 1 -exec '$(CURDIR)/bin/guest-exec -kernel qemu' -run '^$$' -bench . -count 3 \
 		./internal/driver/vlan ./internal/driver/ipvlan ./internal/driver/dummy ./internal/driver/vrf; \
 	} | go run ./internal/bench
 

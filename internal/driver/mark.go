@@ -2,6 +2,7 @@ package driver
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 )
@@ -31,6 +32,13 @@ func (s Spec) VethNames() []string {
 		names[try] = "veth" + digest(fmt.Sprintf("%s %d", s.Key(), try))[:8]
 	}
 	return names
+}
+
+// passingGroup is the number of the links of the attachment until they are
+// marked, large and as random as a hash.
+func (s Spec) passingGroup() uint32 {
+	sum := sha256.Sum256([]byte(s.Key()))
+	return binary.BigEndian.Uint32(sum[:]) | 1<<30
 }
 
 // passingName is what a link of the attachment is called until it is marked.

@@ -89,10 +89,33 @@ func (p PodLink) Free(ctx context.Context, remove func(context.Context) error) e
 	return nil
 }
 
-// Make makes the link, down, by create. A link cannot be made with its mark.
-// So it is made under a name that only this attachment uses, and gets its own
-// name once it is marked: a crash leaves nothing whose origin is in doubt.
-func (p PodLink) Make(create func(name string) (rtnl.Link, error)) (rtnl.Link, error) {
+// Make makes the link, down, by create. A link cannot be made with its mark. So
+// it is made in a group that only this attachment uses, and leaves that once it
+// is marked: a crash leaves nothing whose origin is in doubt.
+//
+// When create says that the name is taken, which it is not in the container,
+// Make does as MakeAndRename: older kernels want a name to be free in the
+// namespace of the request as well.
+func (p PodLink) Make(create func(rtnl.New) (rtnl.Link, error)) (rtnl.Link, error) {
+	l, err := create(rtnl.New{Name: p.Spec.IfName, LinkGroup: p.Spec.passingGroup()})
+	if errors.Is(err, rtnl.ErrExists) {
+		return p.MakeAndRename(func(name string) (rtnl.Link, error) { return create(rtnl.New{Name: name}) })
+	}
+	if err != nil {
+		return l, err
+	}
+	if err := p.Pod.SetAlias(l.Index, p.Spec.Mark()); err != nil {
+		return l, err
+	}
+	l.Alias, l.LinkGroup = p.Spec.Mark(), 0
+	return l, p.Pod.SetLinkGroup(l.Index, 0)
+}
+
+// MakeAndRename is Make for a link that cannot be made in a group: it is made
+// under a name that only this attachment uses, and gets its own name once it is
+// marked. Older kernels (6.1) wait for all readers of the old name, for about ten
+// milliseconds.
+func (p PodLink) MakeAndRename(create func(name string) (rtnl.Link, error)) (rtnl.Link, error) {
 	l, err := create(p.Spec.passingName())
 	if err != nil {
 		return l, err
@@ -127,7 +150,8 @@ func (p PodLink) Remove() error {
 }
 
 func (p PodLink) marked(l rtnl.Link) bool {
-	return l.Kind == p.Kind && (l.Alias == p.Spec.Mark() || l.Name == p.Spec.passingName())
+	return l.Kind == p.Kind &&
+		(l.Alias == p.Spec.Mark() || l.Name == p.Spec.passingName() || l.LinkGroup == p.Spec.passingGroup())
 }
 
 // unmarkedButOurs says that the reference plugin made the link l: it does not

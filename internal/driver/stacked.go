@@ -297,20 +297,20 @@ func (a *stacking) addLink(parent rtnl.Link) (rtnl.Link, error) {
 	}
 	link := a.Link
 	link.Kind, link.Parent, link.NS = a.Kind, parent.Index, a.spec.NetNS
-	return a.podLink().Make(func(name string) (rtnl.Link, error) {
-		link.Name = name
-		err := h.AddStacked(link)
-		if a.Kind == "vlan" && errors.Is(err, rtnl.ErrExists) {
-			// Or its last one has not quite ended yet.
-			return rtnl.Link{}, types.NewError(types.ErrTryAgainLater,
-				fmt.Sprintf("vlan %d of master %s is in use: one container, or the node itself, can have it", link.ID, parent.Name),
-				"for several containers in one VLAN use type bridge with vlan, or macvlan on a vlan link")
-		}
-		if err != nil {
+	l, err := a.podLink().Make(func(as rtnl.New) (rtnl.Link, error) {
+		link.Name, link.LinkGroup = as.Name, as.LinkGroup
+		if err := h.AddStacked(link); err != nil {
 			return rtnl.Link{}, fmt.Errorf("on master %s: %w", parent.Name, err)
 		}
-		return a.pod.Link(name)
+		return a.pod.Link(as.Name)
 	})
+	if a.Kind == "vlan" && errors.Is(err, rtnl.ErrExists) {
+		// Or its last one has not quite ended yet.
+		return l, types.NewError(types.ErrTryAgainLater,
+			fmt.Sprintf("vlan %d of master %s is in use: one container, or the node itself, can have it", link.ID, parent.Name),
+			"for several containers in one VLAN use type bridge with vlan, or macvlan on a vlan link")
+	}
+	return l, err
 }
 
 // remove makes everything gone that Attach makes, whether it finished or not.

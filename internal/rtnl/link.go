@@ -38,6 +38,8 @@ type Link struct {
 	Promisc  bool
 	Alias    string
 	AltNames []string
+	// LinkGroup is a number that links can be handled by; 0 unless someone set it.
+	LinkGroup uint32
 	// VLANFiltering and DefaultPVID are of a bridge. DefaultPVID is the VLAN
 	// that every new port becomes an untagged member of, or 0.
 	VLANFiltering bool
@@ -96,6 +98,7 @@ func linkOf(l netlink.Link) Link {
 		Promisc:    a.RawFlags&unix.IFF_PROMISC != 0,
 		Alias:      a.Alias,
 		AltNames:   a.AltNames,
+		LinkGroup:  a.Group,
 	}
 	switch l := l.(type) {
 	case *netlink.Bridge:
@@ -116,13 +119,15 @@ type New struct {
 	MTU int
 	// MAC is random when nil.
 	MAC net.HardwareAddr
+	// LinkGroup is as in Link.
+	LinkGroup uint32
 	// Up brings the link up in the same step.
 	Up bool
 }
 
 func (n New) attrs() netlink.LinkAttrs {
 	a := netlink.NewLinkAttrs()
-	a.Name, a.MTU, a.HardwareAddr = n.Name, n.MTU, n.MAC
+	a.Name, a.MTU, a.HardwareAddr, a.Group = n.Name, n.MTU, n.MAC, n.LinkGroup
 	if n.Up {
 		a.Flags |= net.FlagUp
 	}
@@ -263,6 +268,11 @@ func (h *Handle) SetMAC(index int, mac net.HardwareAddr) error {
 // SetName renames the link, which must be down on kernels before 6.3.
 func (h *Handle) SetName(index int, name string) error {
 	return failed(h.nl.LinkSetName(at(index), name), "rename link %d to %s", index, name)
+}
+
+// SetLinkGroup sets the number that links can be handled by.
+func (h *Handle) SetLinkGroup(index int, group uint32) error {
+	return failed(h.nl.LinkSetGroup(at(index), int(group)), "set group %d of link %d", group, index)
 }
 
 // SetAlias sets the free text of the link, 255 bytes at most.

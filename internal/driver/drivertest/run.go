@@ -68,6 +68,7 @@ var cases = []struct {
 	{"MAC", true, mac},
 	{"TakenNameIsRefusedAndLeftAlone", true, nameTaken},
 	{"TakenAlternativeNameIsRefused", true, altNameTaken},
+	{"TheNodeMayHaveALinkOfThatName", true, nameOnTheNode},
 	{"MalformedNameIsRefused", true, nameMalformed},
 	{"MalformedConfigurationIsRefused", false, confMalformed},
 	{"AttachNeedsANamespace", false, needsNamespace},
@@ -568,6 +569,24 @@ func altNameTaken(t *testing.T, s Subject) {
 	try(t, err)
 	try(t, h.AddAltName(l.Index, s.ifName()))
 	refusesTaken(t, s, w, p, s.Variants[0].Keys)
+}
+
+// nameOnTheNode has a link with the name of the interface where the driver's
+// requests are made: older kernels then refuse to make another one elsewhere.
+func nameOnTheNode(t *testing.T, s Subject) {
+	for _, v := range s.Variants {
+		t.Run(v.Name, func(t *testing.T) {
+			kerneltest.Need(t, v.Needs...)
+			w, p, _ := settled(t, s, v.Keys)
+			_, err := Handle(t, w.Node).AddVeth(rtnl.Veth{New: rtnl.New{Name: s.ifName()}, Peer: rtnl.New{Name: "far0"}})
+			try(t, err)
+			before := w.Text(t, p)
+			spec := w.Attached(t, w.Spec(p, s.conf(v.Keys, s.some(), p.N)))
+			try(t, w.Driver.Check(t.Context(), spec))
+			try(t, w.Driver.Detach(t.Context(), spec))
+			w.wantText(t, before, p)
+		})
+	}
 }
 
 func refusesTaken(t *testing.T, s Subject, w *World, p Pod, keys string) {

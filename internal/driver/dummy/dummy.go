@@ -23,9 +23,12 @@ type Config struct {
 }
 
 // New returns the driver for plugin type "dummy".
-func New(cfg Config) driver.Driver { return dummy(cfg) }
+func New(cfg Config) driver.Driver { return dummy{cfg, rtnl.NewRemover()} }
 
-type dummy Config
+type dummy struct {
+	Config
+	remover *rtnl.Remover
+}
 
 // validate judges everything that can be judged without looking at the
 // container.
@@ -62,7 +65,7 @@ func (d dummy) Attach(ctx context.Context, s driver.Spec) (*current.Result, erro
 	}
 	defer pod.Close()
 	remove := func(ctx context.Context) error { return d.remove(ctx, s, pod) }
-	if err := link(s, pod).Free(ctx, remove); err != nil {
+	if err := d.link(s, pod).Free(ctx, remove); err != nil {
 		return nil, err
 	}
 	res, err := d.build(ctx, s, pod)
@@ -73,7 +76,7 @@ func (d dummy) Attach(ctx context.Context, s driver.Spec) (*current.Result, erro
 }
 
 func (d dummy) build(ctx context.Context, s driver.Spec, pod *rtnl.Handle) (*current.Result, error) {
-	l, err := link(s, pod).Make(func(name string) (rtnl.Link, error) { return pod.AddDummy(rtnl.New{Name: name}) })
+	l, err := d.link(s, pod).Make(pod.AddDummy)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +106,7 @@ func (d dummy) Detach(ctx context.Context, s driver.Spec) error {
 // remove needs no pod when the namespace is gone, and the link with it.
 func (d dummy) remove(ctx context.Context, s driver.Spec, pod *rtnl.Handle) (err error) {
 	if pod != nil {
-		err = link(s, pod).Remove()
+		err = d.link(s, pod).Remove()
 	}
 	if s.IPAM != nil {
 		err = errors.Join(err, s.IPAM.Del(ctx))
@@ -124,14 +127,14 @@ func (d dummy) Check(ctx context.Context, s driver.Spec) error {
 	if err := s.IPAM.Check(ctx); err != nil {
 		return err
 	}
-	if _, err := link(s, pod).Check(); err != nil {
+	if _, err := d.link(s, pod).Check(); err != nil {
 		return err
 	}
 	return d.iface(s).Check(s.Prev)
 }
 
-func link(s driver.Spec, pod *rtnl.Handle) driver.PodLink {
-	return driver.PodLink{Spec: s, Kind: "dummy", Pod: pod}
+func (d dummy) link(s driver.Spec, pod *rtnl.Handle) driver.PodLink {
+	return driver.PodLink{Spec: s, Kind: "dummy", Pod: pod, Remover: d.remover}
 }
 
 // iface asks nobody about duplicates: there is nobody on the link.

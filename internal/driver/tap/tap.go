@@ -27,9 +27,12 @@ type Config struct {
 }
 
 // New returns the driver for plugin type "tap".
-func New(cfg Config) driver.Driver { return tap(cfg) }
+func New(cfg Config) driver.Driver { return tap{cfg, rtnl.NewRemover()} }
 
-type tap Config
+type tap struct {
+	Config
+	remover *rtnl.Remover
+}
 
 // conf is the configuration. The README says what each key means.
 type conf struct {
@@ -111,7 +114,7 @@ func (d tap) Attach(ctx context.Context, s driver.Spec) (*current.Result, error)
 }
 
 func (a attachment) build(ctx context.Context) (*current.Result, error) {
-	l, err := a.link().Make(func(name string) (rtnl.Link, error) { return a.create(ctx, name) })
+	l, err := a.link().MakeAndRename(func(name string) (rtnl.Link, error) { return a.create(ctx, name) })
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +273,7 @@ func (a attachment) check() error {
 }
 
 func (a attachment) link() driver.PodLink {
-	return driver.PodLink{Spec: a.spec, Kind: "tuntap", Pod: a.pod}
+	return driver.PodLink{Spec: a.spec, Kind: "tuntap", Pod: a.pod, Remover: a.remover}
 }
 
 // iface asks nobody about duplicates: until a program opens the tap there is
