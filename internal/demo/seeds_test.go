@@ -89,6 +89,7 @@ func TestClusterIPVlanAcrossNodes(t *testing.T) {
 				s.on(t, "node2", "ip route replace "+one.address["net1"]+" via 192.168.1.101 dev trunk0")
 			}
 			s.pings(t, "net1", two.address["net1"])
+			s.pings(t, "eth0", two.address["eth0"])
 			s.kubectl(t, "delete", "pod", "one", "two", "--wait")
 		})
 	}

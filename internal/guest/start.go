@@ -143,6 +143,9 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 		}
 	}
 	if c.Kernel == QEMU {
+		if _, err := os.Stat(virtiofsdPath); err != nil {
+			return c, fmt.Errorf("the server of the guest's root: %w (Debian 12's qemu-system-common)", err)
+		}
 		if c.linux, err = fetchLinux(ctx); err != nil {
 			return c, err
 		}
