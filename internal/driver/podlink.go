@@ -113,8 +113,8 @@ func (p PodLink) Make(create func(rtnl.New) (rtnl.Link, error)) (rtnl.Link, erro
 
 // MakeAndRename is Make for a link that cannot be made in a group: it is made
 // under a name that only this attachment uses, and gets its own name once it is
-// marked. Older kernels (6.1) wait for all readers of the old name, for about ten
-// milliseconds.
+// marked. Debian's kernel 6.1 waits for all readers of the old name then, for
+// about 15 ms.
 func (p PodLink) MakeAndRename(create func(name string) (rtnl.Link, error)) (rtnl.Link, error) {
 	l, err := create(p.Spec.passingName())
 	if err != nil {

@@ -1,7 +1,6 @@
 // Package guest boots programs under a kernel of their own: Debian's
-// user-mode-linux, a Linux kernel that runs as an ordinary process, or, ten
-// times slower and with everything that a distribution's kernel has, Debian's
-// cloud kernel under QEMU.
+// user-mode-linux, a Linux kernel that runs as an ordinary process, or, with
+// everything that a distribution's kernel has, Debian's cloud kernel under QEMU.
 //
 // A guest sees the file tree of the machine it runs on through an overlay: it
 // can run every program that is installed there, and what it writes goes to
@@ -84,8 +83,8 @@ const (
 	// nftables for IP, no perf events, no Go race detector.
 	UML Kernel = "uml"
 	// QEMU is Debian's cloud kernel on a processor that QEMU emulates: all that
-	// UML lacks, at a tenth of its speed. The kernel is downloaded from Debian's
-	// mirror once.
+	// UML lacks. What computes takes long there. The kernel is downloaded from
+	// Debian's mirror once.
 	QEMU Kernel = "qemu"
 	// Host is the machine's own kernel: the guest is a process in network,
 	// mount, pid, IPC and UTS namespaces of its own. It sees the same file tree

@@ -10,9 +10,9 @@ import (
 	"braid.dev/braid/internal/kerneltest"
 )
 
-// TestSharedKernel holds a guest on this machine's own kernel to what a guest
+// TestHostKernel holds a guest on this machine's own kernel to what a guest
 // with a kernel of its own does.
-func TestSharedKernel(t *testing.T) {
+func TestHostKernel(t *testing.T) {
 	kerneltest.Need(t, kerneltest.Veth)
 	ns, nsPath := bridgeNS(t)
 	c := config(t, nsPath, "shared", "192.168.77.2/24")
@@ -68,7 +68,7 @@ func TestSharedKernel(t *testing.T) {
 	}
 }
 
-func TestSharedKernelSaysWhyItDoesNotStart(t *testing.T) {
+func TestHostKernelSaysWhyItDoesNotStart(t *testing.T) {
 	_, nsPath := bridgeNS(t)
 	c := config(t, nsPath, "bad", "192.168.77.2/24")
 	c.Kernel = guest.Host
