@@ -50,6 +50,17 @@ func config(t *testing.T, nsPath, name, addr string) guest.Config {
 	}
 }
 
+// furnished is a guest with all that one can be given on every kind of kernel,
+// and the host's directory that it sees as /mnt/shared.
+func furnished(t *testing.T, nsPath, name string) (c guest.Config, shared string) {
+	c, shared = config(t, nsPath, name, "192.168.77.2/24"), t.TempDir()
+	c.Shares = []guest.Share{{Host: shared, Guest: "/mnt/shared"}}
+	c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
+	c.Hosts = map[string]netip.Addr{"other": netip.MustParseAddr("192.168.77.3")}
+	c.NICs[0].Gateway = netip.MustParseAddr("192.168.77.1")
+	return c, shared
+}
+
 func start(t *testing.T, c guest.Config) *guest.Guest {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
@@ -111,13 +122,8 @@ func output(t *testing.T, g *guest.Guest, args ...string) string {
 
 func TestGuest(t *testing.T) {
 	ns, nsPath := bridgeNS(t)
-	c := config(t, nsPath, "one", "192.168.77.2/24")
-	shared := t.TempDir()
-	c.Shares = []guest.Share{{Host: shared, Guest: "/mnt/shared"}}
+	c, shared := furnished(t, nsPath, "one")
 	c.Tmpfs = []string{"/etc/kubernetes"}
-	c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
-	c.Hosts = map[string]netip.Addr{"other": netip.MustParseAddr("192.168.77.3")}
-	c.NICs[0].Gateway = netip.MustParseAddr("192.168.77.1")
 	g := start(t, c)
 
 	t.Run("commands", func(t *testing.T) { testCommands(t, g) })

@@ -1,7 +1,6 @@
 package guest_test
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -14,13 +13,8 @@ import (
 func TestQEMU(t *testing.T) {
 	ns, nsPath := bridgeNS(t)
 	kerneltest.Need(t, kerneltest.QEMU)
-	c := config(t, nsPath, "qemu", "192.168.77.2/24")
+	c, shared := furnished(t, nsPath, "qemu")
 	c.Kernel, c.MemoryMiB = guest.QEMU, 512
-	shared := t.TempDir()
-	c.Shares = []guest.Share{{Host: shared, Guest: "/mnt/shared"}}
-	c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
-	c.Hosts = map[string]netip.Addr{"other": netip.MustParseAddr("192.168.77.3")}
-	c.NICs[0].Gateway = netip.MustParseAddr("192.168.77.1")
 	g := start(t, c)
 
 	t.Run("commands", func(t *testing.T) { testCommands(t, g) })

@@ -1,7 +1,6 @@
 package guest_test
 
 import (
-	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -15,13 +14,8 @@ import (
 func TestHostKernel(t *testing.T) {
 	kerneltest.Need(t, kerneltest.Veth)
 	ns, nsPath := bridgeNS(t)
-	c := config(t, nsPath, "shared", "192.168.77.2/24")
+	c, shared := furnished(t, nsPath, "shared")
 	c.Kernel = guest.Host
-	shared := t.TempDir()
-	c.Shares = []guest.Share{{Host: shared, Guest: "/mnt/shared"}}
-	c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
-	c.Hosts = map[string]netip.Addr{"other": netip.MustParseAddr("192.168.77.3")}
-	c.NICs[0].Gateway = netip.MustParseAddr("192.168.77.1")
 	panicBefore := read(t, "/proc/sys/kernel/panic")
 	g := start(t, c)
 
