@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -351,17 +352,16 @@ func (p *pod) observe() string {
 }
 
 // stopsAfter is a store that fails from the n-th result on, as when braidd is
-// killed there.
+// killed there. Results of one ADD are stored side by side.
 type stopsAfter struct {
 	*store.Store
-	left *int
+	left *atomic.Int64
 }
 
 func (s stopsAfter) Attached(ctx context.Context, k store.Key, raw json.RawMessage) error {
-	if *s.left == 0 {
+	if s.left.Add(-1) < 0 {
 		return errPower
 	}
-	*s.left--
 	return s.Store.Attached(ctx, k, raw)
 }
 
@@ -381,8 +381,10 @@ func TestCrashBeforeTheRoutesAreSettledBeginsAnew(t *testing.T) {
 			if err := p.store.Begin(t.Context(), pr.records); err != nil {
 				t.Fatal(err)
 			}
+			var left atomic.Int64
+			left.Store(int64(n))
 			crashing := *p.Attacher
-			crashing.Store = stopsAfter{p.store, &n}
+			crashing.Store = stopsAfter{p.store, &left}
 			if err := crashing.attachAll(t.Context(), &pr, Reach{NS: p.ns}); err == nil {
 				t.Fatal("it did not crash")
 			}
