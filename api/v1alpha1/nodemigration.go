@@ -146,6 +146,9 @@ type ProbeResult struct {
 	Client string `json:"client,omitempty"`
 	// Saw names the owner of Client on this node: "own", a link, or empty.
 	Saw string `json:"saw,omitempty"`
+	// Server is the address of its own that the server told: behind a service,
+	// which of its pods answered.
+	Server string `json:"server,omitempty"`
 	// Micros is how long the answer took.
 	Micros int64 `json:"micros,omitempty"`
 }
