@@ -28,6 +28,8 @@ type Node struct {
 	Sandboxes []Sandbox `json:"sandboxes,omitempty"`
 	// Reaches are questions that the node asked: pods of its own, without NAT.
 	Reaches []Reach `json:"reaches,omitempty"`
+	// Paths are questions that the node asked the daemons of the other nodes.
+	Paths []Path `json:"paths,omitempty"`
 	// Problems are what could not be read, as sentences.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -113,6 +115,8 @@ type CNI struct {
 	Loaded       []string `json:"loaded,omitempty"`
 	// LoadStatus is containerd's lastCNILoadStatus, "OK" when all is well.
 	LoadStatus string `json:"loadStatus,omitempty"`
+	// DefaultNetwork is CRI-O's cni_default_network.
+	DefaultNetwork string `json:"defaultNetwork,omitempty"`
 	// State are files of CNIs outside the conf dir, such as
 	// /run/flannel/subnet.env, with their text where it is short.
 	State []File `json:"state,omitempty"`
@@ -144,5 +148,17 @@ type Reach struct {
 	// Dev is the link that the route to it leaves by.
 	Dev string `json:"dev,omitempty"`
 	// Error says why there was no answer to a ping.
+	Error string `json:"error,omitempty"`
+}
+
+// Path is one question of the node to another: a UDP datagram that must not be
+// fragmented, to the other node's address, and its echo.
+type Path struct {
+	Node string `json:"node"` // the other one
+	// Port is the UDP port that was asked.
+	Port uint16 `json:"port"`
+	// MTU is the length of the largest IP packet that came back.
+	MTU int `json:"mtu,omitempty"`
+	// Error says why nothing came back.
 	Error string `json:"error,omitempty"`
 }
