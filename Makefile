@@ -15,7 +15,7 @@ DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptab
 # Cilium compiles its programs where it runs; with ipvlan it takes a kernel under QEMU.
 DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86
 
-.PHONY: help deps test-deps build lint test test-unit test-guest test-cluster test-emulated bench demo demo-down clean
+.PHONY: help deps test-deps build generate lint test test-unit test-guest test-cluster test-emulated bench demo demo-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -34,6 +34,9 @@ build: bin/braid bin/braidd bin/braid-cni ## static bin/braid, bin/braidd and bi
 
 bin/%: go.mod go.sum $(GO_FILES)
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+generate: ## the CRDs of deploy/crds and the copying of api/, from the types there
+	go tool controller-gen crd object paths=./api/... output:crd:dir=deploy/crds output:object:dir=api/v1alpha1
 
 lint: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }

@@ -22,7 +22,7 @@ type NodeMigration struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec   NodeMigrationSpec   `json:"spec,omitempty"`
-	Status NodeMigrationStatus `json:"status,omitempty"`
+	Status NodeMigrationStatus `json:"status,omitzero"`
 }
 
 // RuntimeState is which network the runtime gives to new pods of a node.
@@ -49,8 +49,8 @@ type NodeMigrationSpec struct {
 	// reports.
 	Migration string `json:"migration,omitempty"`
 	// From and To are copies of the Migration's.
-	From Network `json:"from,omitempty"`
-	To   Network `json:"to,omitempty"`
+	From Network `json:"from,omitzero"`
+	To   Network `json:"to,omitzero"`
 	// Runtime is what new pods shall get.
 	// +kubebuilder:validation:Enum=Source;Target;ClosedToTarget;ClosedToSource;OpenToTarget;OpenToSource
 	Runtime RuntimeState `json:"runtime,omitempty"`
@@ -73,7 +73,7 @@ type NodeMigrationSpec struct {
 // ProbeRequest is one round of probes.
 type ProbeRequest struct {
 	Round   int64         `json:"round"`
-	Targets []ProbeTarget `json:"targets"`
+	Targets []ProbeTarget `json:"targets,omitempty"`
 }
 
 // ProbeTarget is something that every probe on the node shall ask.
@@ -95,7 +95,7 @@ type NodeMigrationStatus struct {
 	// ObservedGeneration is the generation of the spec that was worked on.
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Heartbeat is when the daemon last looked.
-	Heartbeat metav1.Time `json:"heartbeat,omitempty"`
+	Heartbeat metav1.Time `json:"heartbeat,omitzero"`
 	// Message says what is in the way of the spec; empty when nothing is.
 	Message string `json:"message,omitempty"`
 	// Runtime is what the runtime itself says it gives to new pods; empty when

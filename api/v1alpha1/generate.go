@@ -1,0 +1,4 @@
+// +groupName=braid.dev
+// +kubebuilder:object:generate=true
+
+package v1alpha1
