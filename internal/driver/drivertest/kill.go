@@ -93,8 +93,17 @@ func killedAs(t *testing.T, s Subject, v Variant, rounds int) {
 	takes := time.Since(start)
 	try(t, w.Driver.Detach(t.Context(), spec))
 	moments := map[string]int{}
+	within := 3 * takes / 2
 	for i := range rounds {
-		moments[kill(t, s.Type, w.NodePath, again(p, spec), 3*takes/2)]++
+		end := kill(t, s.Type, w.NodePath, again(p, spec), within)
+		moments[end]++
+		// A busy machine may have made the one Attach that was timed much slower
+		// than those that follow: the time is drawn to where they are killed.
+		if end == "finished" {
+			within = max(within/2, time.Microsecond)
+		} else {
+			within = min(2*within, 3*takes/2)
+		}
 		spec = again(p, spec)
 		if i%2 == 0 {
 			spec = w.Attached(t, spec)
