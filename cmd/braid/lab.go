@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -78,6 +79,8 @@ func labUp(name *string) *cobra.Command {
 	cmd.Flags().StringVar((*string)(&cfg.NodeKernel), "node-kernel", "uml",
 		"kernel of the nodes: uml or qemu, one of their own, or host, this machine's")
 	cmd.Flags().StringVar(&cfg.CNI, "cni", "bridge", "default network: "+strings.Join(lab.CNIs, ", "))
+	cmd.Flags().TextVar(&cfg.PodNet, "pod-net", netip.Prefix{}, "range of the pods on the default network bridge, /20 or more; it leaves the nodes' podCIDRs to another network")
+	cmd.Flags().StringVar(&cfg.ClusterCIDR, "cluster-cidr", "", "what kube-proxy takes for the pods' addresses, \"none\" for nothing; the default network's unless given")
 	cmd.Flags().IntVar(&cfg.MaxConfNum, "max-conf-num", 1, "configurations of the conf dir that containerd loads for every pod")
 	cmd.Flags().IntVar(&cfg.NodeMemoryMiB, "node-memory", 3072, "memory of each node in MiB; it is taken as it is used")
 	cmd.Flags().BoolVar(&cfg.Keep, "keep", false, "leave everything in place when the lab does not come up")

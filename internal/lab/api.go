@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -68,19 +69,38 @@ func dialIn(ns *netns.NS) func(ctx context.Context, network, addr string) (net.C
 }
 
 func (a *api) raw(ctx context.Context, path string) ([]byte, error) {
+	return a.do(ctx, http.MethodGet, path, nil)
+}
+
+// create makes an object.
+func (a *api) create(ctx context.Context, o object) error {
+	_, err := a.do(ctx, http.MethodPost, o.Collection, o.Body)
+	return err
+}
+
+// A statusError is an answer other than success.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return e.text }
+
+func (a *api) do(ctx context.Context, method, path string, in []byte) ([]byte, error) {
 	url := fmt.Sprintf("https://%s%s", netip.AddrPortFrom(mgmtHost, apiPort), path)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(in))
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("Content-Type", "application/json")
 	resp, err := a.http.Do(req)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("GET %s: %s: %s", path, resp.Status, tail(body, 3))
+	if err == nil && resp.StatusCode/100 != 2 {
+		err = &statusError{resp.StatusCode, fmt.Sprintf("%s %s: %s: %s", method, path, resp.Status, tail(body, 3))}
 	}
 	return body, err
 }

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,8 +24,11 @@ import (
 //   - cilium: Cilium in tunnel mode, which renames the configurations of
 //     others (its exclusive mode, on by default);
 //   - flannel-host-gw+cilium: both at once, Flannel's configuration first and
-//     Cilium, with native routing and without exclusive mode, second.
-var CNIs = []string{"bridge", "flannel", "flannel-host-gw", "cilium", "flannel-host-gw+cilium"}
+//     Cilium, with native routing and without exclusive mode, second;
+//   - flannel+cilium-latent: Flannel with vxlan, and Cilium in tunnel mode on
+//     another port, without a configuration of its own: what there is in the
+//     middle of a migration before the first pod moves.
+var CNIs = []string{"bridge", "flannel", "flannel-host-gw", "cilium", "flannel-host-gw+cilium", "flannel+cilium-latent"}
 
 // ciliumPodNet is where pods on Cilium are.
 var ciliumPodNet = netip.MustParsePrefix("172.20.0.0/16")
@@ -75,17 +80,45 @@ func (c Config) flannelBackend() string {
 	return ""
 }
 
-func (c Config) cilium() bool { return c.CNI == "cilium" || strings.HasSuffix(c.CNI, "+cilium") }
+func (c Config) cilium() bool {
+	return c.CNI == "cilium" || c.ciliumIsSecond() || c.ciliumIsLatent()
+}
 
 // ciliumIsSecond reports whether Cilium's configuration comes after another.
-func (c Config) ciliumIsSecond() bool { return c.cilium() && c.CNI != "cilium" }
+func (c Config) ciliumIsSecond() bool { return strings.HasSuffix(c.CNI, "+cilium") }
+
+// ciliumIsLatent reports whether Cilium runs and no pod gets it.
+func (c Config) ciliumIsLatent() bool { return strings.HasSuffix(c.CNI, "+cilium-latent") }
 
 // podNet is where the first address of every pod is from.
 func (c Config) podNet() netip.Prefix {
-	if c.CNI == "cilium" {
+	switch {
+	case c.CNI == "cilium":
 		return ciliumPodNet
+	case c.PodNet.IsValid():
+		return c.PodNet
+	default:
+		return podNet
 	}
-	return podNet
+}
+
+// podSubnet is where the addresses of the pods of n are from; given is the
+// node's podCIDR.
+func (c Config) podSubnet(n node, given netip.Prefix) netip.Prefix {
+	if !c.PodNet.IsValid() {
+		return given
+	}
+	i := slices.Index(c.nodes(), n)
+	return netip.PrefixFrom(addrAt(c.PodNet, i<<8), 24)
+}
+
+// bridge is the name of the bridge of the default network bridge. Flannel's is
+// cni0: with ranges apart from its, both can be on a node.
+func (c Config) bridge() string {
+	if c.PodNet.IsValid() {
+		return "podbr0"
+	}
+	return "cni0"
 }
 
 // ciliumSource finds the sources that Cilium was built from: its agent
@@ -153,7 +186,7 @@ func (b *builder) startBridge(ctx context.Context, g *guest.Guest, n node, all [
 	}
 	for _, s := range all {
 		if s.Node.Name == n.Name {
-			return g.WriteFile(ctx, "/etc/cni/net.d/10-default.conflist", defaultNetwork(s.Subnet), 0o644)
+			return g.WriteFile(ctx, "/etc/cni/net.d/10-default.conflist", b.cfg.defaultNetwork(s.Subnet), 0o644)
 		}
 	}
 	return errors.New("the node has no range")
@@ -210,29 +243,40 @@ func flannelNetwork() []byte {
 
 // ciliumOperator is the one operator of the cluster, beside the control plane.
 func (b *builder) ciliumOperator() component {
-	return component{"cilium-operator-generic", []string{
+	args := []string{
 		"--k8s-kubeconfig-path=" + b.kubeconfig("admin"),
 		"--cilium-pod-namespace=kube-system",
-		"--cluster-name=default",
-		"--enable-ipv4=true", "--enable-ipv6=false",
-		"--ipam=cluster-pool",
-		"--cluster-pool-ipv4-cidr=" + ciliumPodNet.String(), "--cluster-pool-ipv4-mask-size=24",
-		"--identity-allocation-mode=crd",
-		// Nothing here was started to be restarted by it.
-		"--unmanaged-pod-watcher-interval=0",
 		"--remove-cilium-node-taints=false", "--set-cilium-is-up-condition=false", "--set-cilium-node-taints=false",
 		"--operator-prometheus-serve-addr=:19963", "--operator-api-serve-addr=127.0.0.1:19234",
-	}}
+	}
+	return component{"cilium-operator-generic", append(args, flags(ciliumCommon, ciliumPool)...)}
 }
 
-// startOperator starts what Cilium's agents wait for, once in a lab.
+// flags are options as arguments, in the order of their names.
+func flags(options ...map[string]string) []string {
+	var list []string
+	for _, o := range options {
+		for name, value := range o {
+			list = append(list, "--"+name+"="+value)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// again runs a program for as long as the lab is there, as a Deployment would.
+const again = `while :; do "$@"; echo "it ended with status $?; again"; sleep 1; done`
+
+// startOperator starts what Cilium's agents wait for, once in a lab. It ends
+// when it loses its lease, as it does while the API server is away.
 func (b *builder) startOperator() error {
 	if !b.cfg.cilium() {
 		return nil
 	}
 	c := b.ciliumOperator()
-	env := []string{"/usr/bin/env", "CILIUM_K8S_NAMESPACE=kube-system", "K8S_NODE_NAME=" + b.cfg.nodes()[0].Name}
-	p, err := b.world.spawn(c.Name, b.log(c.Name), append(append(env, b.bin[c.Name]), c.Args...))
+	start := []string{"/usr/bin/env", "CILIUM_K8S_NAMESPACE=kube-system", "K8S_NODE_NAME=" + b.cfg.nodes()[0].Name,
+		"/bin/sh", "-c", again, c.Name, b.bin[c.Name]}
+	p, err := b.world.spawn(c.Name, b.log(c.Name), append(start, c.Args...))
 	if err != nil {
 		return err
 	}
@@ -292,29 +336,62 @@ func (b *builder) ciliumRoutes(ctx context.Context) ([]nodeSubnet, error) {
 	return list, nil
 }
 
-// ciliumAgentArgs are those of Cilium's chart where they differ from the
-// agent's defaults, without what needs more than a node of a lab is.
-func (c Config) ciliumAgentArgs() []string {
-	args := []string{
-		"--k8s-kubeconfig-path=/etc/kubernetes/admin.kubeconfig",
-		"--k8s-namespace=kube-system",
-		"--cluster-name=default",
-		"--identity-allocation-mode=crd",
-		"--enable-ipv4=true", "--enable-ipv6=false",
-		"--ipam=cluster-pool",
-		"--kube-proxy-replacement=false",
-		"--enable-hubble=false", "--enable-l7-proxy=false",
-		"--enable-health-checking=false", "--enable-endpoint-health-checking=false",
-		"--enable-k8s-networkpolicy=true",
-		"--procfs=/proc",
+// The options of Cilium, by their keys in its ConfigMap, which are those of the
+// chart where they differ from the programs' defaults, without what needs more
+// than a node of a lab is. Both programs get the common ones.
+var (
+	ciliumCommon = map[string]string{
+		"cluster-name":             "default",
+		"identity-allocation-mode": "crd",
+		"enable-ipv4":              "true",
+		"enable-ipv6":              "false",
+		"ipam":                     "cluster-pool",
 	}
-	if c.ciliumIsSecond() {
-		return append(args,
-			"--routing-mode=native", "--auto-direct-node-routes=true", "--ipv4-native-routing-cidr="+ciliumPodNet.String(),
-			"--cni-exclusive=false", "--write-cni-conf-when-ready=/etc/cni/net.d/20-cilium.conflist")
+	// ciliumPool is the operator's.
+	ciliumPool = map[string]string{
+		"cluster-pool-ipv4-cidr":      ciliumPodNet.String(),
+		"cluster-pool-ipv4-mask-size": "24",
+		// Nothing here was started to be restarted by it.
+		"unmanaged-pod-watcher-interval": "0",
 	}
-	return append(args,
+)
+
+// ciliumOptions are the agent's.
+func (c Config) ciliumOptions() map[string]string {
+	options := maps.Clone(ciliumCommon)
+	maps.Copy(options, map[string]string{
+		"kube-proxy-replacement":          "false",
+		"enable-hubble":                   "false",
+		"enable-l7-proxy":                 "false",
+		"enable-health-checking":          "false",
+		"enable-endpoint-health-checking": "false",
+		"enable-k8s-networkpolicy":        "true",
+	})
+	tunnel := map[string]string{
 		// Flannel's port is 8472, the default of this one: they may meet in a migration.
-		"--routing-mode=tunnel", "--tunnel-protocol=vxlan", "--tunnel-port=8473",
-		"--cni-exclusive=true", "--write-cni-conf-when-ready=/etc/cni/net.d/05-cilium.conflist")
+		"routing-mode": "tunnel", "tunnel-protocol": "vxlan", "tunnel-port": "8473",
+	}
+	switch {
+	case c.ciliumIsSecond():
+		maps.Copy(options, map[string]string{
+			"routing-mode": "native", "auto-direct-node-routes": "true", "ipv4-native-routing-cidr": ciliumPodNet.String(),
+			"cni-exclusive": "false", "write-cni-conf-when-ready": "/etc/cni/net.d/20-cilium.conflist",
+		})
+	case c.ciliumIsLatent():
+		maps.Copy(options, tunnel)
+		maps.Copy(options, map[string]string{
+			"cni-exclusive": "false", "enable-policy": "never", "enable-host-legacy-routing": "true",
+		})
+	default:
+		maps.Copy(options, tunnel)
+		maps.Copy(options, map[string]string{
+			"cni-exclusive": "true", "write-cni-conf-when-ready": "/etc/cni/net.d/05-cilium.conflist",
+		})
+	}
+	return options
+}
+
+func (c Config) ciliumAgentArgs() []string {
+	return append(flags(c.ciliumOptions()),
+		"--k8s-kubeconfig-path=/etc/kubernetes/admin.kubeconfig", "--k8s-namespace=kube-system", "--procfs=/proc")
 }

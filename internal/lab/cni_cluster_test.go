@@ -25,6 +25,7 @@ func TestClusterProfiles(t *testing.T) {
 		{"bridge", "host", "ip -o -4 addr show dev cni0", "10.244."},
 		{"flannel", "host", "ip -d link show flannel.1", "vxlan id 1"},
 		{"flannel-host-gw", "host", "ip route; cat " + flannelSubnetFile, "via 172.30.0.12 dev eth0"},
+		{"flannel+cilium-latent", "host", "cilium-dbg status --brief; ls /etc/cni/net.d; ip -d link show cilium_vxlan", "OK\n10-flannel.conflist\n"},
 		{"cilium", "host", "cilium-dbg status --brief; ls /etc/cni/net.d", "OK\n05-cilium.conflist"},
 	} {
 		t.Run(strings.ReplaceAll(tc.cni, "+", "-")+" on "+string(tc.kernel), func(t *testing.T) {

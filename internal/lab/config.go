@@ -29,6 +29,15 @@ type Config struct {
 	NodeKernel guest.Kernel
 	// CNI is the default network; "bridge" when empty. See CNIs.
 	CNI string
+	// PodNet is where the addresses of pods on the network "bridge" are from, of
+	// which every node gets a /24; 10.244.0.0/16 when invalid. With one given,
+	// nodes keep their podCIDR for another network, and the bridge is podbr0.
+	PodNet netip.Prefix `json:",omitzero"`
+	// ClusterCIDR is what kube-proxy takes for the addresses of all pods: the
+	// default network's when empty, nothing when NoClusterCIDR.
+	ClusterCIDR string `json:",omitempty"`
+	// DNS makes CoreDNS the cluster's DNS service, at DNSService.
+	DNS bool `json:",omitempty"`
 	// MaxConfNum is how many configurations of the conf dir containerd loads
 	// for every pod; 1 when zero.
 	MaxConfNum int
@@ -36,11 +45,11 @@ type Config struct {
 	// gives it page by page, as the node uses it.
 	NodeMemoryMiB int
 	// Keep leaves everything in place when Up does not succeed, to look at it.
-	Keep bool
+	Keep bool `json:"-"`
 	// Source and Cache are as in BuildConfig.
-	Source, Cache string
+	Source, Cache string `json:"-"`
 	// Progress receives one line per step; nil discards them.
-	Progress io.Writer
+	Progress io.Writer `json:"-"`
 }
 
 const (
@@ -51,6 +60,8 @@ const (
 	TrunkNIC = "trunk0"
 	// External is the host on the trunk that is no node of the cluster.
 	External = "ext"
+	// NoClusterCIDR as Config.ClusterCIDR is none at all.
+	NoClusterCIDR = "none"
 	// TestImage is an image for pods that every node has: busybox with all
 	// its applets, among them ip, ping, arping, httpd and nc.
 	TestImage = "braid.dev/toolbox:dev"
@@ -74,6 +85,8 @@ var (
 	mgmtHost = addrAt(mgmtNet, 1)
 	// apiService is the cluster address of the API server.
 	apiService = addrAt(serviceNet, 1)
+	// DNSService is the cluster address of the DNS service.
+	DNSService = addrAt(serviceNet, 10)
 )
 
 // ExternalVLANs are the links of the external host: one address per VLAN id.
@@ -127,12 +140,44 @@ func (c Config) complete() (Config, error) {
 	case c.cilium() && c.NodeKernel == guest.UML:
 		// Its agent ends with "can't create perf event: function not implemented".
 		return c, fmt.Errorf("default network %s: Cilium needs perf events, which user-mode-linux lacks: --node-kernel=host or qemu", c.CNI)
+	case c.PodNet.IsValid() && c.CNI != "bridge":
+		return c, fmt.Errorf("pod network %s: only that of the default network bridge can be chosen", c.PodNet)
+	case c.PodNet.IsValid() && (!c.PodNet.Addr().Is4() || c.PodNet.Bits() > 20 || c.PodNet != c.PodNet.Masked()):
+		return c, fmt.Errorf("pod network %s: an IPv4 range of /20 or more", c.PodNet)
+	case c.ClusterCIDR != "" && c.ClusterCIDR != NoClusterCIDR && !isPrefix(c.ClusterCIDR):
+		return c, fmt.Errorf("cluster CIDR %q: a range of addresses, or %q", c.ClusterCIDR, NoClusterCIDR)
 	case c.MaxConfNum < 0:
 		return c, fmt.Errorf("max_conf_num %d: 1 or more", c.MaxConfNum)
 	case c.NodeMemoryMiB < 512:
 		return c, fmt.Errorf("%d MiB for a node: kubelet and containerd need 512", c.NodeMemoryMiB)
 	}
 	return c, nil
+}
+
+// setUp is what two labs have in common if one can be taken for the other.
+func (c Config) setUp() Config {
+	c.Name, c.NodeMemoryMiB, c.Keep, c.Source, c.Cache, c.Progress = "", 0, false, "", "", nil
+	return c
+}
+
+// describe is the configuration as flags of `lab up`.
+func (c Config) describe() string {
+	s := fmt.Sprintf("--cni=%s --node-kernel=%s --max-conf-num=%d", c.CNI, c.NodeKernel, c.MaxConfNum)
+	if c.PodNet.IsValid() {
+		s += " --pod-net=" + c.PodNet.String()
+	}
+	if c.ClusterCIDR != "" {
+		s += " --cluster-cidr=" + c.ClusterCIDR
+	}
+	if c.DNS {
+		s += " --dns"
+	}
+	return s
+}
+
+func isPrefix(s string) bool {
+	_, err := netip.ParsePrefix(s)
+	return err == nil
 }
 
 // addrAt returns the nth address of p.

@@ -79,9 +79,8 @@ func existing(ctx context.Context, p paths, cfg Config, progress *Progress) (*La
 			return nil, fmt.Errorf("lab %s is already running with %d nodes, not %d: `braid lab down --name %s` first",
 				p.Name, len(l.state.Nodes), cfg.Nodes, p.Name)
 		}
-		if l.state.CNI != cfg.CNI || l.state.NodeKernel != cfg.NodeKernel || l.state.MaxConfNum != cfg.MaxConfNum {
-			return nil, fmt.Errorf("lab %s is already running with --cni=%s --node-kernel=%s --max-conf-num=%d: `braid lab down --name %s` first",
-				p.Name, l.state.CNI, l.state.NodeKernel, l.state.MaxConfNum, p.Name)
+		if is := l.state.Config; is.setUp() != cfg.setUp() {
+			return nil, fmt.Errorf("lab %s is already running with %s: `braid lab down --name %s` first", p.Name, is.describe(), p.Name)
 		}
 		return l, nil
 	}
@@ -150,6 +149,9 @@ func (b *builder) startAll(ctx context.Context, images []string) error {
 	g.Go(func() error {
 		if err := b.startControlPlane(ctx); err != nil {
 			return fmt.Errorf("control plane: %w", err)
+		}
+		if err := b.publish(ctx); err != nil {
+			return fmt.Errorf("publish the settings: %w", err)
 		}
 		return b.waitServiceAccount(ctx)
 	})

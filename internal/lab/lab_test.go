@@ -45,6 +45,11 @@ func TestConfigIsCompletedOrRefused(t *testing.T) {
 		{Config{CNI: "calico"}, "flannel-host-gw, cilium"},
 		{Config{CNI: "cilium"}, "--node-kernel=host"},
 		{Config{CNI: "flannel-host-gw+cilium", NodeKernel: "uml"}, "--node-kernel=host or qemu"},
+		{Config{CNI: "flannel+cilium-latent", NodeKernel: "uml"}, "--node-kernel=host or qemu"},
+		{Config{CNI: "flannel", PodNet: netip.MustParsePrefix("10.200.0.0/16")}, "only that of the default network bridge"},
+		{Config{PodNet: netip.MustParsePrefix("10.200.0.0/24")}, "/20 or more"},
+		{Config{PodNet: netip.MustParsePrefix("10.200.0.1/16")}, "/20 or more"},
+		{Config{ClusterCIDR: "all"}, `"none"`},
 		{Config{MaxConfNum: -1}, "max_conf_num -1"},
 		{Config{NodeMemoryMiB: 100}, "100 MiB"},
 	} {
@@ -88,7 +93,7 @@ func TestNodeFilesAreWhatTheProgramsExpect(t *testing.T) {
 		{node{Name: "node2", Addr: netip.MustParseAddr("172.30.0.12")}, netip.MustParsePrefix("10.244.0.0/24")},
 	}
 	for name, tc := range map[string]struct{ got, want string }{
-		"default network": {string(defaultNetwork(subnet)),
+		"default network": {string(Config{}.defaultNetwork(subnet)),
 			`{"cniVersion":"1.0.0","name":"default","plugins":[` +
 				`{"bridge":"cni0","hairpinMode":true,"ipam":{"ranges":[[{"subnet":"10.244.3.0/24"}]],"type":"host-local"},"isDefaultGateway":true,"type":"bridge"},` +
 				`{"capabilities":{"portMappings":true},"type":"portmap"}]}`},

@@ -260,6 +260,7 @@ func (b *builder) waitPodCIDR(ctx context.Context, g *guest.Guest, n node) (subn
 // connect writes the default network's configuration, which is what makes the
 // node Ready, once the routes to the other nodes' pods exist.
 func (b *builder) connect(ctx context.Context, g *guest.Guest, n node, subnet netip.Prefix) error {
+	subnet = b.cfg.podSubnet(n, subnet)
 	all, err := b.subnets.exchange(ctx, n, subnet)
 	if err != nil {
 		return err
@@ -299,14 +300,14 @@ func routeScript(self node, all []nodeSubnet) string {
 // defaultNetwork is the conflist of the reference plugins for one node's pods.
 // Pods keep their own address on the way out: every host of the lab knows the
 // way back.
-func defaultNetwork(subnet netip.Prefix) []byte {
+func (c Config) defaultNetwork(subnet netip.Prefix) []byte {
 	type m = map[string]any
 	return render(m{
 		"cniVersion": "1.0.0",
 		"name":       "default",
 		"plugins": []m{
 			{
-				"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true,
+				"type": "bridge", "bridge": c.bridge(), "isDefaultGateway": true, "hairpinMode": true,
 				"ipam": m{"type": "host-local", "ranges": [][]m{{{"subnet": subnet.String()}}}},
 			},
 			{"type": "portmap", "capabilities": m{"portMappings": true}},
@@ -347,20 +348,38 @@ func (c Config) kubeletConfig(cgroupRoot string) []byte {
 }
 
 func (c Config) proxyConfig(n node) []byte {
+	settings := c.proxySettings()
+	settings["hostnameOverride"], settings["bindAddress"] = n.Name, n.Addr.String()
+	return render(settings, yaml.Marshal)
+}
+
+// proxySettings are kube-proxy's on every node.
+func (c Config) proxySettings() map[string]any {
 	type m = map[string]any
-	return render(m{
+	return m{
 		"apiVersion":       "kubeproxy.config.k8s.io/v1alpha1",
 		"kind":             "KubeProxyConfiguration",
 		"mode":             "iptables",
-		"hostnameOverride": n.Name,
-		"bindAddress":      n.Addr.String(),
 		"detectLocalMode":  "ClusterCIDR",
-		"clusterCIDR":      c.podNet().String(),
+		"clusterCIDR":      c.proxyCIDR(),
 		"oomScoreAdj":      0,
 		"clientConnection": m{"kubeconfig": "/etc/kubernetes/proxy.kubeconfig"},
 		// The guest's table is sized by its memory.
 		"conntrack": m{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-	}, yaml.Marshal)
+	}
+}
+
+// proxyCIDR is what kube-proxy takes for the addresses of all pods: a client
+// outside of it is masqueraded when it asks a service.
+func (c Config) proxyCIDR() string {
+	switch c.ClusterCIDR {
+	case "":
+		return c.podNet().String()
+	case NoClusterCIDR:
+		return ""
+	default:
+		return c.ClusterCIDR
+	}
 }
 
 // render marshals what is built of maps, strings and numbers only.

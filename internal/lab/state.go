@@ -16,20 +16,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"braid.dev/braid/internal/guest"
 )
 
 // A state is what is written down of a lab, for the commands that come after
 // the one that brought it up. Removing a lab does not depend on it.
 type state struct {
-	Name       string       `json:"name"`
-	Up         bool         `json:"up"`
-	Created    time.Time    `json:"created"`
-	CNI        string       `json:"cni"`
-	NodeKernel guest.Kernel `json:"nodeKernel"`
-	MaxConfNum int          `json:"maxConfNum"`
-	Nodes      []node       `json:"nodes"`
+	Name    string    `json:"name"`
+	Up      bool      `json:"up"`
+	Created time.Time `json:"created"`
+	Config  Config    `json:"config"`
+	Nodes   []node    `json:"nodes"`
 	// Guests are the nodes and the external host.
 	Guests    []node     `json:"guests"`
 	Binaries  Binaries   `json:"binaries"`
@@ -37,7 +33,7 @@ type state struct {
 }
 
 func newState(cfg Config, bin Binaries) state {
-	return state{Name: cfg.Name, Created: time.Now().UTC(), CNI: cfg.CNI, NodeKernel: cfg.NodeKernel, MaxConfNum: cfg.MaxConfNum,
+	return state{Name: cfg.Name, Created: time.Now().UTC(), Config: cfg,
 		Nodes: cfg.nodes(), Guests: cfg.guests(), Binaries: bin}
 }
 
