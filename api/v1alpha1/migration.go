@@ -26,7 +26,7 @@ type Migration struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec   MigrationSpec   `json:"spec"`
-	Status MigrationStatus `json:"status,omitempty"`
+	Status MigrationStatus `json:"status,omitzero"`
 }
 
 // MigrationSpec is what a person wants.
@@ -36,8 +36,10 @@ type MigrationSpec struct {
 	// To is the network that they move to. Its datapath is on every node before
 	// the first pod moves, without a configuration that the runtime would load.
 	To Network `json:"to"`
-	// Goal is where all nodes shall be: Target migrates, Source rolls back.
-	// +kubebuilder:validation:Enum=Target;Source
+	// Goal is where all nodes shall be: Target migrates, Source rolls back. With
+	// Stay nodes in the middle of their way go back to where they come from, and
+	// the others stay where they are.
+	// +kubebuilder:validation:Enum=Target;Source;Stay
 	// +kubebuilder:default=Target
 	Goal Side `json:"goal,omitempty"`
 	// Hold are nodes that stay on, or go back to, the source whatever the goal.
@@ -45,9 +47,12 @@ type MigrationSpec struct {
 	// Paused stops before the next step. A node in the middle of its own stays
 	// there: pods run on, and none that is new to it starts.
 	Paused bool `json:"paused,omitempty"`
+	// Resumes counts how often a person had a migration go on that had stopped.
+	Resumes int64 `json:"resumes,omitempty"`
 	// PreserveSource exempts traffic between old and new pods from every NAT.
 	PreserveSource bool `json:"preserveSource,omitempty"`
 	// Strategy is how nodes are chosen and pods are moved.
+	// +kubebuilder:default={}
 	Strategy Strategy `json:"strategy,omitempty"`
 	// Probes are what is asked between steps.
 	Probes Probes `json:"probes,omitempty"`
@@ -62,6 +67,8 @@ type Side string
 const (
 	Source Side = "Source"
 	Target Side = "Target"
+	// Stay is neither: where each node is. It is a goal only.
+	Stay Side = "Stay"
 )
 
 // Other is the opposite side.
@@ -93,7 +100,8 @@ type Strategy struct {
 	// Canary nodes move first, one after the other, before any batch.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:default=1
-	Canary int `json:"canary,omitempty"`
+	// +optional
+	Canary int `json:"canary"` // none is a wish too
 	// Batch is how many nodes move at once after that; never two of two zones.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:default=1
@@ -109,10 +117,10 @@ type Strategy struct {
 	// EvictTimeout is how long a node's evictions may take, disruption budgets
 	// included, before the node goes back and the migration stops.
 	// +kubebuilder:default="10m"
-	EvictTimeout metav1.Duration `json:"evictTimeout,omitempty"`
+	EvictTimeout metav1.Duration `json:"evictTimeout,omitzero"`
 	// StepTimeout bounds every other step of a node.
 	// +kubebuilder:default="5m"
-	StepTimeout metav1.Duration `json:"stepTimeout,omitempty"`
+	StepTimeout metav1.Duration `json:"stepTimeout,omitzero"`
 }
 
 // PodMove is a way to move a pod.
@@ -165,8 +173,16 @@ type MigrationStatus struct {
 	// Stopped is the generation of the spec at which the migration stopped by
 	// itself. It goes on when a person changes the spec or resumes.
 	Stopped int64 `json:"stopped,omitempty"`
-	// Nodes in the order of their moves.
+	// Goal is the goal that Before and After are about.
+	Goal Side `json:"goal,omitempty"`
+	// Nodes by name.
 	Nodes []NodeProgress `json:"nodes,omitempty"`
+	// Before is the probes' round that allowed the first node to move, After the
+	// one that found the cluster well at the goal.
+	Before int64 `json:"before,omitempty"`
+	After  int64 `json:"after,omitempty"`
+	// Tries counts the rounds of these that failed in a row.
+	Tries int `json:"tries,omitempty"`
 	// Round counts the probes' rounds; Rounds has the latest results.
 	Round  int64          `json:"round,omitempty"`
 	Rounds []RoundSummary `json:"rounds,omitempty"`
@@ -198,11 +214,16 @@ type NodeProgress struct {
 	// Step is the step of the way from On to Want.
 	Step NodeStep `json:"step"`
 	// Since is when the step began.
-	Since metav1.Time `json:"since,omitempty"`
+	Since metav1.Time `json:"since,omitzero"`
 	// Unschedulable says that the node was cordoned before, and stays so.
 	Unschedulable bool `json:"unschedulable,omitempty"`
-	// Round is the probes' round that this step waits for.
+	// Back says that the node is on its way back, because something went wrong or
+	// a person wanted it.
+	Back bool `json:"back,omitempty"`
+	// Round is the probes' round that this step waits for; Tries counts those
+	// that failed before.
 	Round int64 `json:"round,omitempty"`
+	Tries int   `json:"tries,omitempty"`
 	// Message says what the step waits for.
 	Message string `json:"message,omitempty"`
 }
@@ -211,9 +232,11 @@ type NodeProgress struct {
 type RoundSummary struct {
 	Round int64 `json:"round"`
 	// When is the moment of the round, such as "before", "node2 Try".
-	When   string `json:"when"`
-	Asked  int    `json:"asked"`
-	Failed int    `json:"failed"`
+	When string `json:"when"`
+	// Pending says that answers are still missing.
+	Pending bool `json:"pending,omitempty"`
+	Asked   int  `json:"asked"`
+	Failed  int  `json:"failed"`
 	// Failures are the first of them, as sentences.
 	Failures []string `json:"failures,omitempty"`
 	// Clients is the table of the client addresses that servers saw.
