@@ -58,7 +58,11 @@ func Choose(files []File, before State) State {
 	var now State
 	for _, f := range files {
 		now.noticeRenamed(f.Name)
-		if f.Name == OwnFile || !isConf(f.Name) {
+		if f.Name == OwnFile || !IsConf(f.Name) {
+			continue
+		}
+		if f.Name == GateFile {
+			now.note("%s: this node is in the middle of a migration, which asks Braid for the pods that it lets start", f.Name)
 			continue
 		}
 		if f.Name < OwnFile {
@@ -98,8 +102,8 @@ func calls(n plan.Network, types ...string) bool {
 	return slices.ContainsFunc(n.Plugins, func(p plan.Plugin) bool { return slices.Contains(types, p.Type) })
 }
 
-// isConf tells whether a runtime would load a file of this name.
-func isConf(name string) bool {
+// IsConf tells whether a runtime would load a file of this name.
+func IsConf(name string) bool {
 	switch filepath.Ext(name) {
 	case ".conf", ".conflist", ".json":
 		return true

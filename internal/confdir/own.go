@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -15,6 +16,9 @@ const (
 	// OwnFile is Braid's own configuration. Its name sorts before the names
 	// that other networks use, so that the runtime calls Braid.
 	OwnFile = "00-braid.conflist"
+	// GateFile is the configuration of a node in the middle of a migration (package
+	// confswitch). It sorts before all, Braid's own among them.
+	GateFile = "00-braid-migrate.conflist"
 	// ownTemp lies in the same directory, as containerd overlooks files that
 	// are moved in from another one, and has an extension that no runtime loads.
 	ownTemp = ".00-braid.conflist.tmp"
@@ -55,10 +59,21 @@ func OwnConf(network plan.Network, socket string) []byte {
 	return append(text, '\n')
 }
 
-// replace writes a file so that a reader, also one after a power cut, sees
-// either all of the old content or all of the new. Temp is a name in the same
-// directory that nobody reads; what a crash left there is overwritten.
+// Replace writes a file of a directory so that a reader, also one after a power
+// cut, sees either all of the old content or all of the new, in a way that
+// containerd takes notice of. What a crash leaves has a name that no runtime
+// loads, and the next Replace overwrites it.
+func Replace(dir, name string, data []byte, mode fs.FileMode) error {
+	return replaceMode(dir, name, "."+name+".tmp", data, mode)
+}
+
+// replace is Replace for root's eyes only. Temp is a name in the same directory
+// that nobody reads.
 func replace(dir, name, temp string, data []byte) (err error) {
+	return replaceMode(dir, name, temp, data, 0o600)
+}
+
+func replaceMode(dir, name, temp string, data []byte, mode fs.FileMode) (err error) {
 	f, err := lockTemp(filepath.Join(dir, temp))
 	if err != nil {
 		return err
@@ -70,7 +85,7 @@ func replace(dir, name, temp string, data []byte) (err error) {
 		}
 		f.Close() // gives the lock back; Sync has reported what matters
 	}()
-	if err := f.Truncate(0); err != nil {
+	if err := errors.Join(f.Truncate(0), f.Chmod(mode)); err != nil {
 		return err
 	}
 	if _, err := f.Write(data); err != nil {
@@ -83,7 +98,7 @@ func replace(dir, name, temp string, data []byte) (err error) {
 		return err
 	}
 	renamed = true
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 // lockTemp opens and locks the temporary file: two daemons, the old and the new
@@ -113,7 +128,8 @@ func lockTemp(path string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: others keep replacing it", path)
 }
 
-func syncDir(dir string) error {
+// SyncDir makes what was renamed or removed in a directory outlast a power cut.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func (s *State) noticeRenamed(file string) {
 		base, ok := strings.CutSuffix(file, r.suffix)
 		var text string
 		switch {
-		case !ok || !isConf(base) || file == legacyCilium+CiliumSuffix:
+		case !ok || !IsConf(base) || file == legacyCilium+CiliumSuffix:
 			continue
 		case file == guardDir:
 			text = fmt.Sprintf("%s renames %s to %s. Braid puts it back, and keeps that name by a directory, so that it happens once; pods that started before that may lack their networks and should be started anew. To stop it for other configurations, %s",
@@ -124,8 +124,13 @@ func stepFor(exists bool, mode fs.FileMode) step {
 // The directory is made on every node. Where Cilium is to come it is too late
 // to make it when it has come: it renames the files of others in the very step
 // in which it writes its own, and nothing in the conf dir tells of it before.
-func standFirm(dir string) (renamed bool, err error) {
-	name := filepath.Join(dir, guardDir)
+func standFirm(dir string) (renamed bool, err error) { return StandFirm(dir, OwnFile) }
+
+// StandFirm does for any file of a conf dir what keeps Braid's own from being
+// renamed by Cilium: the file may come before or after. RemoveGuard undoes it.
+func StandFirm(dir, file string) (renamed bool, err error) {
+	guard := file + CiliumSuffix
+	name := filepath.Join(dir, guard)
 	const tries = 4 // others, Cilium or another daemon, may come in between
 	for range tries {
 		info, err := os.Lstat(name)
@@ -146,18 +151,36 @@ func standFirm(dir string) (renamed bool, err error) {
 			err = syscall.Unlink(name) // unlike os.Remove, it leaves directories
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EISDIR) {
-			return renamed, fmt.Errorf("take the name %s: %w", guardDir, err)
+			return renamed, fmt.Errorf("take the name %s: %w", guard, err)
 		}
 	}
-	return renamed, fmt.Errorf("take the name %s: others keep taking it", guardDir)
+	return renamed, fmt.Errorf("take the name %s: others keep taking it", guard)
+}
+
+// RemoveGuard undoes StandFirm. There may be nothing to undo.
+func RemoveGuard(dir, file string) error {
+	err := syscall.Rmdir(filepath.Join(dir, file+CiliumSuffix))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	return err
 }
 
 // culprit names the agent that has renamed Braid's own file, if it is known.
 func culprit(dir string) string {
-	for _, r := range renamers {
-		if info, err := os.Lstat(filepath.Join(dir, OwnFile+r.suffix)); err == nil && !info.IsDir() {
-			return r.agent + " (" + r.remedy + ")"
-		}
+	if agent, _, remedy, ok := Renamed(dir, OwnFile); ok {
+		return agent + " (" + remedy + ")"
 	}
 	return "unknown"
+}
+
+// Renamed tells which agent has renamed a configuration of a conf dir, to what,
+// and what a person can do about it.
+func Renamed(dir, file string) (agent, to, remedy string, ok bool) {
+	for _, r := range renamers {
+		if info, err := os.Lstat(filepath.Join(dir, file+r.suffix)); err == nil && !info.IsDir() {
+			return r.agent, file + r.suffix, r.remedy, true
+		}
+	}
+	return "", "", "", false
 }

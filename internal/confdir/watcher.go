@@ -193,7 +193,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 // or one of the directory itself or of a directory on the way to it.
 func (w *Watcher) concerns(e fsnotify.Event) bool {
 	if filepath.Dir(e.Name) == w.cfg.Dir {
-		return isConf(e.Name) || isRenamed(filepath.Base(e.Name))
+		return IsConf(e.Name) || isRenamed(filepath.Base(e.Name))
 	}
 	return e.Name == w.cfg.Dir || strings.HasPrefix(w.cfg.Dir, strings.TrimSuffix(e.Name, "/")+"/")
 }
@@ -411,7 +411,7 @@ func ReadDir(dir string) ([]File, error) {
 		if isRenamed(e.Name()) && !e.IsDir() {
 			files = append(files, File{Name: e.Name()}) // only the name matters
 		}
-		if !isConf(e.Name()) {
+		if !IsConf(e.Name()) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())

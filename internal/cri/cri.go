@@ -1,5 +1,6 @@
-// Package cri asks a container runtime about itself through the Container
-// Runtime Interface; the only door to a runtime's socket.
+// Package cri asks a container runtime about itself and its pods, and restarts
+// pods in place, through the Container Runtime Interface; the only door to a
+// runtime's socket.
 package cri
 
 import (
@@ -25,32 +26,63 @@ type Status struct {
 	Info map[string]string
 }
 
+// maxAnswer is what the kubelet, too, takes from a runtime: its lists grow with
+// what it runs.
+const maxAnswer = 16 << 20
+
+// Client is a connection to one runtime. Its methods may be called at any time
+// from any goroutine.
+type Client struct {
+	endpoint string
+	conn     *grpc.ClientConn
+	runtime  runtime.RuntimeServiceClient
+}
+
+// Dial prepares a connection to an endpoint, such as
+// unix:///run/containerd/containerd.sock or its path alone. A runtime that does
+// not listen is an error of the calls that follow, and it may come back.
+func Dial(endpoint string) (*Client, error) {
+	target, err := target(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	// A unix socket is protected by its mode; there is nothing to encrypt.
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
+	if err != nil {
+		return nil, fmt.Errorf("connect to runtime %s: %w", endpoint, err)
+	}
+	return &Client{endpoint: endpoint, conn: conn, runtime: runtime.NewRuntimeServiceClient(conn)}, nil
+}
+
+// Close ends the connection and the calls that are under way.
+func (c *Client) Close() error { return c.conn.Close() }
+
 // GetStatus asks the runtime at an endpoint, such as
 // unix:///run/containerd/containerd.sock. Nothing is changed.
 func GetStatus(ctx context.Context, endpoint string) (s Status, err error) {
-	target, err := target(endpoint)
+	c, err := Dial(endpoint)
 	if err != nil {
 		return Status{}, err
 	}
-	// A unix socket is protected by its mode; there is nothing to encrypt.
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	defer func() { err = errors.Join(err, c.Close()) }()
+	return c.Status(ctx)
+}
+
+// Status asks the runtime about itself. Nothing is changed.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	version, err := c.runtime.Version(ctx, &runtime.VersionRequest{})
 	if err != nil {
-		return Status{}, fmt.Errorf("connect to runtime %s: %w", endpoint, err)
+		return Status{}, fmt.Errorf("ask runtime %s for its version: %w", c.endpoint, err)
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	client := runtime.NewRuntimeServiceClient(conn)
-	version, err := client.Version(ctx, &runtime.VersionRequest{})
+	answer, err := c.runtime.Status(ctx, &runtime.StatusRequest{Verbose: true})
 	if err != nil {
-		return Status{}, fmt.Errorf("ask runtime %s for its version: %w", endpoint, err)
+		return Status{}, fmt.Errorf("ask runtime %s for its status: %w", c.endpoint, err)
 	}
-	answer, err := client.Status(ctx, &runtime.StatusRequest{Verbose: true})
-	if err != nil {
-		return Status{}, fmt.Errorf("ask runtime %s for its status: %w", endpoint, err)
-	}
-	s = Status{Name: version.GetRuntimeName(), Version: version.GetRuntimeVersion(), Info: answer.GetInfo()}
-	for _, c := range answer.GetStatus().GetConditions() {
-		if c.GetType() == runtime.NetworkReady {
-			s.NetworkReady, s.Message = c.GetStatus(), c.GetMessage()
+	s := Status{Name: version.GetRuntimeName(), Version: version.GetRuntimeVersion(), Info: answer.GetInfo()}
+	for _, condition := range answer.GetStatus().GetConditions() {
+		if condition.GetType() == runtime.NetworkReady {
+			s.NetworkReady, s.Message = condition.GetStatus(), condition.GetMessage()
 		}
 	}
 	return s, nil
