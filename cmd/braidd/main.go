@@ -24,7 +24,7 @@ func main() {
 	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "braidd:", err)
 		stop()
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
 }
 
@@ -82,7 +82,7 @@ func command() *cobra.Command {
 	c.Flags().StringVar(&f.configFile, "config", "", "`file` with settings in YAML")
 	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Flags().BoolVar(&f.showVersion, "version", false, "print the version")
-	c.AddCommand(statusCommand(), installCommand())
+	c.AddCommand(statusCommand(), installCommand(), probeCommand())
 	return c
 }
 
