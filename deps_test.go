@@ -36,6 +36,7 @@ var walls = []wall{
 var pure = []string{
 	"internal/plan", "internal/wire", "internal/status", "internal/topology",
 	"internal/ipam", "internal/ipam/request", "internal/ipam/static", "internal/ipam/hostlocal",
+	"internal/migrate", "internal/migrate/facts", "internal/migrate/preflight", "internal/migrate/probe/round",
 }
 
 var impure = []string{

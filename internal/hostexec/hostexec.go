@@ -23,8 +23,9 @@ var dirs = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"
 // container.
 type Root string
 
-// ErrNotFound is returned when the host has no program of that name.
-var ErrNotFound = errors.New("the host has no such program")
+// ErrNotFound is returned when the host has no program of that name; it is an
+// exec.ErrNotFound.
+var ErrNotFound = fmt.Errorf("the host has no such program: %w", exec.ErrNotFound)
 
 // Run runs a program of the host and returns what it wrote to stdout. An exit
 // status other than zero is an *ExitError.
@@ -90,3 +91,6 @@ type ExitError struct {
 func (e *ExitError) Error() string {
 	return fmt.Sprintf("%s: exit status %d: %s", strings.Join(e.Args, " "), e.Code, e.Stderr)
 }
+
+// ExitCode is the program's exit status.
+func (e *ExitError) ExitCode() int { return e.Code }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"braid.dev/braid/api/v1alpha1"
+	"braid.dev/braid/internal/migrate/probe/round"
 )
 
 // A cluster is what a migration acts on, as far as decisions can tell: nodes
@@ -94,20 +95,6 @@ func (c *cluster) node(name string) *corev1.Node {
 func (c *cluster) world() World {
 	return World{
 		Now: c.now, Migration: c.m, Nodes: c.nodes, Pods: slices.Clone(c.pods), Parts: c.parts, Refused: c.refused, Leader: c.leader,
-		Targets: func(World) []v1alpha1.ProbeTarget { return []v1alpha1.ProbeTarget{{Name: "all"}} },
-		Judge: func(round int64, when string, reports map[string]v1alpha1.ProbeReport) v1alpha1.RoundSummary {
-			s := v1alpha1.RoundSummary{Round: round, When: when}
-			for node, r := range reports {
-				for _, result := range r.Results {
-					s.Asked++
-					if result.Error != "" {
-						s.Failed++
-						s.Failures = append(s.Failures, node+": "+result.Error)
-					}
-				}
-			}
-			return s
-		},
 	}
 }
 
@@ -227,7 +214,7 @@ func (c *cluster) agents() {
 			p.Status.PodIP, p.Status.Phase = "", corev1.PodPending // the kubelet makes it anew
 		}
 		if want := part.Spec.Probe; want != nil && (part.Status.Probe == nil || part.Status.Probe.Round != want.Round) {
-			part.Status.Probe = c.probe(name, want.Round)
+			part.Status.Probe = c.probe(name, *want)
 		}
 		if part.Spec.Clean != "" {
 			part.Status.Leftovers = &v1alpha1.LeftoverReport{Side: part.Spec.Clean}
@@ -237,17 +224,27 @@ func (c *cluster) agents() {
 	}
 }
 
-func (c *cluster) probe(node string, round int64) *v1alpha1.ProbeReport {
-	r := &v1alpha1.ProbeReport{Round: round}
+// probe answers a round from a node: what goes from or to the broken side is
+// lost, and what goes to a node that is down.
+func (c *cluster) probe(node string, asked v1alpha1.ProbeRequest) *v1alpha1.ProbeReport {
+	r := &v1alpha1.ProbeReport{Round: asked.Round}
+	askers := []v1alpha1.Side{""}
 	for _, p := range c.pods {
-		if !isProbe(p) || p.Spec.NodeName != node || p.Status.PodIP == "" {
-			continue
+		if side := SideOf(c.m.Spec, p.Status.PodIP); isProbe(p) && p.Spec.NodeName == node && side != "" {
+			askers = append(askers, side)
 		}
-		result := v1alpha1.ProbeResult{From: SideOf(c.m.Spec, p.Status.PodIP), To: "all"}
-		if result.From == c.broken {
-			result.Error = "timed out"
+	}
+	for _, from := range askers {
+		for _, t := range asked.Targets {
+			if !round.Asks(node, from, t) {
+				continue
+			}
+			result := v1alpha1.ProbeResult{From: from, To: t.Name, Source: "10.0.0.1", Client: "10.0.0.1", Saw: "own"}
+			if c.broken != "" && (from == c.broken || t.Side == c.broken) || c.down[t.Node] {
+				result.Error = "timed out"
+			}
+			r.Results = append(r.Results, result)
 		}
-		r.Results = append(r.Results, result)
 	}
 	return r
 }

@@ -70,7 +70,7 @@ func TestAProbeThatFailsBeforeTheMoveTouchesNoPod(t *testing.T) {
 			t.Errorf("%s was touched", p.Name)
 		}
 	}
-	if !strings.Contains(c.m.Status.Message, "node2: 1 of 4 probes failed at step Try") {
+	if !strings.Contains(c.m.Status.Message, "probes failed at step Try: old pod on node1 → new pod on node2") {
 		t.Errorf("message %q", c.m.Status.Message)
 	}
 	c.broken = ""

@@ -29,7 +29,7 @@ func (d *decider) part(n v1alpha1.NodeProgress) v1alpha1.NodeMigrationSpec {
 		spec.Move = n.Want
 	}
 	if r := d.round(d.st.Round); r != nil && r.Pending && d.asks(n.Name) && (have.Probe == nil || have.Probe.Round != r.Round) {
-		spec.Probe = &v1alpha1.ProbeRequest{Round: r.Round, Targets: d.Targets(d.World)}
+		spec.Probe = &v1alpha1.ProbeRequest{Round: r.Round, Targets: d.targets()}
 	}
 	if d.spec.Clean && d.arrived() && d.st.After != 0 && !d.stays(n) {
 		spec.Clean = d.spec.Goal.Other()

@@ -34,7 +34,8 @@ func finished(p corev1.Pod) bool {
 
 func isProbe(p corev1.Pod) bool { return p.Namespace == ProbeNamespace }
 
-func podReady(p corev1.Pod) bool {
+// Ready reports whether a pod serves.
+func Ready(p corev1.Pod) bool {
 	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})

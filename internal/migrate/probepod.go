@@ -8,8 +8,13 @@ import (
 	"braid.dev/braid/api/v1alpha1"
 )
 
-// ProbePort is where probes answer.
-const ProbePort = 8080
+const (
+	// ProbePort is where probes answer.
+	ProbePort = 8080
+	// NodePort is where a node's daemon answers as the same application, at the
+	// node's own address.
+	NodePort = 8379
+)
 
 // Manifest is the pod of a probe: Braid's own image, as the application that
 // tells each client its address. It is bound to its node, whatever that one's

@@ -1,11 +1,13 @@
 package migrate
 
 import (
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"braid.dev/braid/api/v1alpha1"
+	"braid.dev/braid/internal/migrate/probe/round"
 )
 
 // maxRounds is how many rounds of probes are remembered.
@@ -40,7 +42,8 @@ func (d *decider) startRound(when string) int64 {
 }
 
 // sumUp judges the round that is under way once every node has reported that
-// can: one that is away is waited for elsewhere.
+// can. The questions that were left to one that has gone away have failed; the
+// next round does without it.
 func (d *decider) sumUp() {
 	r := d.round(d.st.Round)
 	if r == nil || !r.Pending {
@@ -57,10 +60,29 @@ func (d *decider) sumUp() {
 		}
 		reports[n.Name] = *report
 	}
-	if len(reports) == 0 {
+	for name := range reports {
+		// What was asked is the same on all nodes.
+		asked := round.Round{ProbeRequest: *d.Parts[name].Spec.Probe, When: r.When}
+		*r = round.Judge(asked, reports, d.spec.PreserveSource && d.exempts())
 		return
 	}
-	*r = d.Judge(r.Round, r.When, reports)
+}
+
+// targets is what a round asks now.
+func (d *decider) targets() []v1alpha1.ProbeTarget {
+	w := d.Asks
+	for _, n := range d.st.Nodes {
+		if !d.asks(n.Name) {
+			continue
+		}
+		for _, p := range d.probes(n.Name) {
+			addr, err := netip.ParseAddr(p.Status.PodIP)
+			if side := SideOf(d.spec, p.Status.PodIP); err == nil && side != "" && Ready(p) {
+				w.Probes = append(slices.Clip(w.Probes), round.Probe{Node: n.Name, Side: side, Addr: netip.AddrPortFrom(addr, ProbePort)})
+			}
+		}
+	}
+	return round.Targets(w)
 }
 
 // asks reports whether a node takes part in rounds of probes.
@@ -85,7 +107,7 @@ func (d *decider) probes(node string) []corev1.Pod {
 // address.
 func (d *decider) probeReady(node string, side v1alpha1.Side) bool {
 	return slices.ContainsFunc(d.probes(node), func(p corev1.Pod) bool {
-		return podReady(p) && SideOf(d.spec, p.Status.PodIP) == side
+		return Ready(p) && SideOf(d.spec, p.Status.PodIP) == side
 	})
 }
 

@@ -217,7 +217,7 @@ func (d *decider) unready(node string) []string {
 		if p.Spec.NodeName != node || p.Spec.HostNetwork || p.DeletionTimestamp != nil || isProbe(p) || Evictable(p) {
 			continue
 		}
-		if p.Status.Phase == corev1.PodRunning && !podReady(p) && podWasReady(p, d.progress(node).Since.Time) {
+		if p.Status.Phase == corev1.PodRunning && !Ready(p) && podWasReady(p, d.progress(node).Since.Time) {
 			list = append(list, p.Namespace+"/"+p.Name)
 		}
 	}

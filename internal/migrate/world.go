@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"braid.dev/braid/api/v1alpha1"
+	"braid.dev/braid/internal/migrate/probe/round"
 )
 
 const (
@@ -40,9 +41,8 @@ type World struct {
 	// Leader is the node of the daemon that decides: it moves last.
 	Leader string
 
-	// Targets lists what a round of probes asks, and Judge sums a round up.
-	Targets func(World) []v1alpha1.ProbeTarget
-	Judge   func(round int64, when string, reports map[string]v1alpha1.ProbeReport) v1alpha1.RoundSummary
+	// Asks is what rounds of probes ask besides the probes' pods.
+	Asks round.World
 }
 
 // Decision is what the leader does. All of it may be done again.
