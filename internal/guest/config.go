@@ -58,6 +58,14 @@ func (c Config) normalize() (Config, error) {
 	if c.MemoryMiB < minMemoryMiB {
 		return c, fmt.Errorf("%d MiB of memory: a guest needs %d", c.MemoryMiB, minMemoryMiB)
 	}
+	if c.Disk != "" {
+		if c.Disk, err = filepath.Abs(c.Disk); err != nil {
+			return c, err
+		}
+		if strings.ContainsAny(c.Disk, " \t\n\",") {
+			return c, fmt.Errorf("disk %q: no spaces, quotes or commas, it stands on a command line", c.Disk)
+		}
+	}
 	for _, s := range c.Shares {
 		if !filepath.IsAbs(s.Host) || !filepath.IsAbs(s.Guest) || strings.Contains(s.Host, ",") {
 			return c, fmt.Errorf("share %s as %s: want absolute paths without commas", s.Host, s.Guest)
@@ -122,6 +130,9 @@ func umlArgs(c Config, bootFile string) []string {
 		"initcall_blacklist=raid6_select_algo,calibrate_xor_blocks", "lpj=20000000",
 		control.BootEnv + "=" + bootFile,
 	}
+	if c.Disk != "" {
+		args = append(args, "ubd0="+diskImage(c.Disk))
+	}
 	for i, n := range c.NICs {
 		args = append(args, fmt.Sprintf("vec%d:transport=tap,ifname=%s,depth=128,gro=1,mac=%s", i, n.Tap, n.MAC))
 	}
@@ -143,6 +154,9 @@ func umlBoot(c Config, cpuMHz string) control.Boot {
 	}
 	for _, s := range c.Shares {
 		b.Shares = append(b.Shares, control.Share(s))
+	}
+	if c.Disk != "" {
+		b.Disk = &control.Disk{Device: "ubda"}
 	}
 	for i, n := range c.NICs {
 		b.Links = append(b.Links, control.Link{

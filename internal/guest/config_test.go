@@ -35,6 +35,7 @@ func TestABadConfigIsRefusedBeforeAnythingIsMade(t *testing.T) {
 		"no directory":  func(c *Config) { c.Dir = "" },
 		"directory":     func(c *Config) { c.Dir = "/run/x y" },
 		"memory":        func(c *Config) { c.MemoryMiB = 8 },
+		"disk":          func(c *Config) { c.Disk = "/run/a,b" },
 		"share":         func(c *Config) { c.Shares = []Share{{Host: "a", Guest: "/a"}} },
 		"link name":     func(c *Config) { c.NICs[0].Name = "sixteencharsname" },
 		"no link name":  func(c *Config) { c.NICs[0].Name = "" },
@@ -86,6 +87,10 @@ func TestArgumentsOfUserModeLinux(t *testing.T) {
 		"BRAID_BOOT=/run/x/boot.json vec0:transport=tap,ifname=braidtap0,depth=128,gro=1,mac=02:00:00:00:00:01"
 	if got := strings.Join(umlArgs(c, "/run/x/boot.json"), " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	c.Disk = "/run/d"
+	if got := strings.Join(umlArgs(c, "/run/x/boot.json"), " "); !strings.Contains(got, " ubd0=/run/d/disk.ext4 ") {
+		t.Errorf("no disk in %s", got)
 	}
 }
 
@@ -243,7 +248,7 @@ func FuzzReceive(f *testing.F) {
 func TestArgumentsOfQEMU(t *testing.T) {
 	c, err := Config{
 		Name: "node1", Dir: "/run/x", Kernel: QEMU, Program: "/usr/bin/qemu", Init: "/i", MemoryMiB: 300,
-		NICs: []NIC{nic(func(n *NIC) { n.MAC = []byte{2, 0, 0, 0, 0, 1} })},
+		NICs: []NIC{nic(func(n *NIC) { n.MAC = []byte{2, 0, 0, 0, 0, 1} })}, Disk: "/run/d",
 	}.normalize()
 	if err != nil {
 		t.Fatal(err)
@@ -253,6 +258,7 @@ func TestArgumentsOfQEMU(t *testing.T) {
 	for _, want := range []string{
 		"/usr/bin/qemu -machine q35 -accel tcg", " -m 300M ", "size=300M,mem-path=/dev/shm,share=on",
 		"-kernel /k/boot/vmlinuz-6.1 -initrd /run/x/initrd", "BRAID_BOOT=/run/x/boot.json BRAID_TTY=/dev/ttyS",
+		"-drive file=/run/d/disk.ext4,format=raw,if=virtio",
 		"-netdev tap,id=net0,ifname=braidtap0,script=no,downscript=no -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
 	} {
 		if !strings.Contains(got, want) {
@@ -260,7 +266,7 @@ func TestArgumentsOfQEMU(t *testing.T) {
 		}
 	}
 	b := qemuBoot(c, umlBoot(c, "1000.000"))
-	if b.ModuleDir != "/k/lib/modules" || b.Hostfs || b.Links[0].Device != "eth0" {
+	if b.ModuleDir != "/k/lib/modules" || b.Hostfs || b.Links[0].Device != "eth0" || b.Disk.Device != "vda" {
 		t.Errorf("boot file: %+v", b)
 	}
 }

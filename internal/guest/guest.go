@@ -53,9 +53,16 @@ type Config struct {
 	// Tmpfs are directories that shall be empty and in memory in the guest,
 	// in addition to /run, /dev/shm, /etc/cni, /opt/cni,
 	// /var/lib/{braid,cni,containerd,kubelet}, /var/log/{containers,pods}.
-	// Everything else is the host's, copied on write to memory.
+	// Everything else is the host's, copied on write to memory. With a Disk, all
+	// but the first two are on it.
 	// A program that mounts an overlay itself needs its directory here.
 	Tmpfs []string
+	// Disk is a directory of the host that keeps what the guest writes for the
+	// next one that is started with it, as the disk of a machine does over its
+	// restarts; in memory when empty. With a kernel of its own a guest has in it
+	// the image of a disk of at most diskSize; one that does not power off loses
+	// what its kernel had not written yet. A throw-away guest has none.
+	Disk string
 	// Shares are directories of the host that the guest may write to.
 	Shares []Share
 	// Modules are loaded at boot, in addition to what Braid always needs.

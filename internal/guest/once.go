@@ -36,6 +36,9 @@ func runInNew(ctx context.Context, c Config, cmd Cmd) (int, error) {
 	if cmd.Stdin != nil {
 		return 0, errors.New("a throw-away guest has no stdin")
 	}
+	if c.Disk != "" {
+		return 0, errors.New("a throw-away guest has no disk")
+	}
 	if c.Kernel == Host {
 		return 0, errors.New("a throw-away guest has a kernel of its own")
 	}

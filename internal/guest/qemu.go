@@ -60,6 +60,9 @@ func qemuArgs(c Config, bootFile string) []string {
 			"-chardev", fmt.Sprintf("file,id=tty%d,path=/dev/fdset/%[1]d,append=on", tty),
 			"-serial", fmt.Sprintf("chardev:tty%d", tty))
 	}
+	if c.Disk != "" {
+		args = append(args, "-drive", "file="+diskImage(c.Disk)+",format=raw,if=virtio,cache=unsafe")
+	}
 	for i, n := range c.NICs {
 		args = append(args,
 			"-netdev", fmt.Sprintf("tap,id=net%d,ifname=%s,script=no,downscript=no", i, n.Tap),
@@ -72,6 +75,9 @@ func qemuArgs(c Config, bootFile string) []string {
 func qemuBoot(c Config, b control.Boot) control.Boot {
 	b.ModuleDir, b.Hostfs = c.linux.modules, false
 	b.Modules = append([]string{"virtio_net"}, b.Modules...)
+	if b.Disk != nil {
+		b.Disk = &control.Disk{Device: "vda", Modules: []string{"virtio_blk", control.DiskType}}
+	}
 	for i := range b.Links {
 		b.Links[i].Device = fmt.Sprintf("eth%d", i)
 	}

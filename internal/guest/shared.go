@@ -21,6 +21,9 @@ const sharedNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIP
 // sharedBoot is what init is told when there is no kernel to set up.
 func sharedBoot(c Config, b control.Boot) control.Boot {
 	b.Modules, b.ModuleDir = nil, ""
+	if b.Disk != nil {
+		b.Disk = &control.Disk{Dir: c.Disk}
+	}
 	for i, n := range c.NICs {
 		b.Links[i].Device = n.Name // the pair is made under its final name
 	}

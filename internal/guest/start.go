@@ -158,7 +158,10 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 	if c.Init, err = filepath.Abs(c.Init); err != nil {
 		return c, err
 	}
-	return c, os.MkdirAll(filepath.Join(c.Dir, logName), 0o755)
+	if err := os.MkdirAll(filepath.Join(c.Dir, logName), 0o755); err != nil {
+		return c, err
+	}
+	return c, makeDisk(ctx, c)
 }
 
 // memoryDir is where user-mode-linux keeps the guest's memory, in a file

@@ -74,6 +74,8 @@ type Boot struct {
 	Tmpfs   []string
 	Shares  []Share
 	Sysctls map[string]string
+	// Disk is where what the guest writes is kept; nil for its memory.
+	Disk *Disk
 	// Once is the one command of a throw-away guest; nil in a guest with an agent.
 	Once *Command
 }
@@ -86,6 +88,17 @@ type Link struct {
 	Gateway netip.Addr   // zero: none
 	MTU     int          // 0: the kernel's default
 }
+
+// Disk is a directory of the host, or else a block device of the guest with a
+// file system and what its kernel has to load for it.
+type Disk struct {
+	Dir     string
+	Device  string // its name in devtmpfs
+	Modules []string
+}
+
+// DiskType is the file system of a disk that is a device.
+const DiskType = "ext4"
 
 // Share is a directory of the host that the guest may write to.
 type Share struct {

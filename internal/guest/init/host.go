@@ -68,16 +68,19 @@ func bootOnHost(b control.Boot) error {
 	if err != nil {
 		return err
 	}
-	if err := enterOverlay(); err != nil {
+	disk, err := openDisk(b.Disk, nil)
+	if err != nil {
+		return err
+	}
+	own, err := enterOverlay(disk, slices.Concat(alwaysTmpfs, b.Tmpfs))
+	if err != nil {
 		return err
 	}
 	if err := mountOnHost(trees); err != nil {
 		return err
 	}
-	for _, dir := range slices.Concat(alwaysTmpfs, b.Tmpfs) {
-		if err := mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
-			return err
-		}
+	if err := own.attach(); err != nil {
+		return err
 	}
 	for _, t := range trees[len(hostTrees):] {
 		if err := t.attach(); err != nil {

@@ -48,16 +48,19 @@ func boot(b control.Boot) error {
 			return err
 		}
 	}
-	if err := enterOverlay(); err != nil {
+	disk, err := openDisk(b.Disk, mods.load)
+	if err != nil {
+		return err
+	}
+	own, err := enterOverlay(disk, slices.Concat(alwaysTmpfs, b.Tmpfs))
+	if err != nil {
 		return err
 	}
 	if err := mountSystem(); err != nil {
 		return err
 	}
-	for _, dir := range slices.Concat(alwaysTmpfs, b.Tmpfs) {
-		if err := mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
-			return err
-		}
+	if err := own.attach(); err != nil {
+		return err
 	}
 	for _, t := range shares {
 		if err := t.attach(); err != nil {
@@ -99,23 +102,37 @@ func kernelRelease() (string, error) {
 }
 
 // enterOverlay makes the root of every process, the kernel's own included, an
-// overlay of the host's tree and memory, and lets go of the host's tree.
-func enterOverlay() error {
+// overlay of the host's tree and the disk, and lets go of the host's tree. It
+// returns the directories that shall be the guest's own.
+func enterOverlay(disk disk, dirs []string) (ownDirs, error) {
 	const base = "/run" // exists on every host; the tmpfs disappears below the new root
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("make / private: %w", err)
+		return ownDirs{}, fmt.Errorf("make / private: %w", err)
 	}
 	if err := mount("tmpfs", base, "tmpfs", 0, "mode=755"); err != nil {
-		return err
+		return ownDirs{}, err
 	}
-	for _, d := range []string{"upper", "work", "root"} {
-		if err := os.Mkdir(filepath.Join(base, d), 0o755); err != nil {
+	store := filepath.Join(base, "disk")
+	if err := disk(store); err != nil {
+		return ownDirs{}, fmt.Errorf("disk: %w", err)
+	}
+	own, err := takeOwn(store, dirs)
+	if err != nil {
+		return ownDirs{}, fmt.Errorf("disk: %w", err)
+	}
+	return own, overlayRoot(filepath.Join(base, "root"), store)
+}
+
+// overlayRoot makes an overlay at root the root of all, with what is written in
+// the directory store.
+func overlayRoot(root, store string) error {
+	upper, work := filepath.Join(store, "upper"), filepath.Join(store, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	root := filepath.Join(base, "root")
-	opts := "lowerdir=/,upperdir=" + base + "/upper,workdir=" + base + "/work"
-	if err := mount("overlay", root, "overlay", 0, opts); err != nil {
+	if err := mount("overlay", root, "overlay", 0, "lowerdir=/,upperdir="+upper+",workdir="+work); err != nil {
 		return err
 	}
 	if err := os.Chdir(root); err != nil {
