@@ -131,10 +131,14 @@ func (a *api) podCIDR(ctx context.Context, name string) (netip.Prefix, error) {
 	return netip.ParsePrefix(n.Spec.PodCIDR)
 }
 
-// nodeReady returns nil when the kubelet of the node reports Ready.
-func nodeReady(n corev1.Node) error {
+// nodeReady returns nil when the kubelet of the node reports Ready, and has
+// done so since a moment, to the second.
+func nodeReady(n corev1.Node, since time.Time) error {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
+			if c.LastHeartbeatTime.Time.Before(since.Truncate(time.Second)) {
+				return errors.New("its kubelet has reported nothing since")
+			}
 			if c.Status == corev1.ConditionTrue {
 				return nil
 			}

@@ -85,6 +85,25 @@ func (c cgroup) createFor(n node) error {
 	return nil
 }
 
+// renewFor replaces the groups of a node that does not run: the kernel of a
+// machine that restarts has forgotten them.
+func (c cgroup) renewFor(ctx context.Context, n node, progress *Progress) error {
+	wait := Wait{What: "the processes of " + n.Name + " to end", Limit: 20 * time.Second, Every: 10 * time.Millisecond}
+	for _, h := range append(c.hierarchies(), filepath.Dir(c.dir)) {
+		// A process that was killed is in its group until the kernel is done with it.
+		err := progress.Wait(ctx, wait, func(context.Context) error {
+			if err := removeTree(filepath.Join(h, c.root(n))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return c.createFor(n)
+}
+
 // hierarchies are the directories of the version 1 hierarchies, if any.
 func (c cgroup) hierarchies() []string {
 	unified := filepath.Dir(c.dir)

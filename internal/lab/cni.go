@@ -181,8 +181,12 @@ func (b *builder) startNetwork(ctx context.Context, g *guest.Guest, n node, all 
 }
 
 func (b *builder) startBridge(ctx context.Context, g *guest.Guest, n node, all []nodeSubnet) error {
-	if err := script(ctx, g, routeScript(n, all)); err != nil {
+	routes := routeScript(n, all)
+	if err := script(ctx, g, routes); err != nil {
 		return fmt.Errorf("routes to the other nodes: %w", err)
+	}
+	if err := b.atBoot(n.Name, func(s *startup) { s.Script += routes }); err != nil {
+		return err
 	}
 	for _, s := range all {
 		if s.Node.Name == n.Name {
@@ -199,7 +203,7 @@ func (b *builder) startFlannel(ctx context.Context, g *guest.Guest, n node, back
 	if err := g.WriteFile(ctx, "/etc/kube-flannel/net-conf.json", flannelConfig(backend), 0o644); err != nil {
 		return err
 	}
-	err := g.StartDaemon(ctx, guest.Daemon{
+	err := b.run(ctx, g, guest.Daemon{
 		Name: "flanneld", Restart: true, Env: []string{"NODE_NAME=" + n.Name},
 		Args: []string{
 			b.bin["flanneld"], "-ip-masq", "-iface=" + mgmtNIC,
@@ -290,7 +294,7 @@ const ciliumHealth = `exec 3<>/dev/tcp/127.0.0.1/9879 && printf 'GET /healthz HT
 // startCilium starts the agent and waits until it says that all is well: its
 // configuration is in the conf dir before it can serve a pod.
 func (b *builder) startCilium(ctx context.Context, g *guest.Guest, n node) error {
-	err := g.StartDaemon(ctx, guest.Daemon{
+	err := b.run(ctx, g, guest.Daemon{
 		Name: "cilium-agent", Restart: true,
 		Env:  []string{"K8S_NODE_NAME=" + n.Name, "CILIUM_K8S_NAMESPACE=kube-system"},
 		Args: append([]string{b.bin["cilium-agent"]}, b.cfg.ciliumAgentArgs()...),

@@ -38,6 +38,9 @@ type Config struct {
 	ClusterCIDR string `json:",omitempty"`
 	// DNS makes CoreDNS the cluster's DNS service, at DNSService.
 	DNS bool `json:",omitempty"`
+	// Disk keeps what nodes with a kernel of their own write over their restarts,
+	// which makes them slower; nodes on the machine's kernel always do.
+	Disk bool `json:",omitempty"`
 	// MaxConfNum is how many configurations of the conf dir containerd loads
 	// for every pod; 1 when zero.
 	MaxConfNum int
@@ -125,6 +128,7 @@ func (c Config) complete() (Config, error) {
 		c.Nodes = cmp.Or(c.Nodes, 2)
 	}
 	c.NodeKernel = cmp.Or(c.NodeKernel, guest.UML)
+	c.Disk = c.Disk || c.NodeKernel == guest.Host
 	c.CNI = cmp.Or(c.CNI, "bridge")
 	c.MaxConfNum = cmp.Or(c.MaxConfNum, 1)
 	c.NodeMemoryMiB = cmp.Or(c.NodeMemoryMiB, 3072)
@@ -171,6 +175,9 @@ func (c Config) describe() string {
 	}
 	if c.DNS {
 		s += " --dns"
+	}
+	if c.Disk && c.NodeKernel != guest.Host {
+		s += " --disk"
 	}
 	return s
 }
@@ -232,6 +239,9 @@ func (p paths) pki(file string) string     { return filepath.Join(p.dir(), "pki"
 func (p paths) kubeconfig(u string) string { return filepath.Join(p.dir(), u+".kubeconfig") }
 func (p paths) log(name string) string     { return filepath.Join(p.dir(), "log", name+".log") }
 func (p paths) guest(name string) string   { return filepath.Join(p.dir(), "guest", name) }
+func (p paths) disks() string              { return filepath.Join(p.dir(), "disk") }
+func (p paths) disk(name string) string    { return filepath.Join(p.disks(), name) }
+func (p paths) boot(name string) string    { return filepath.Join(p.dir(), "boot", name+".json") }
 func (p paths) netnsName() string          { return "braid-" + p.Name }
 func (p paths) netns() string              { return netns.Path(p.netnsName()) }
 func (p paths) cgroupName() string         { return "braid-lab-" + p.Name }

@@ -513,11 +513,11 @@ func TestNodeIsReadyOnlyWhenItsKubeletSaysSo(t *testing.T) {
 			{Type: corev1.NodeReady, Status: status, Message: "no network"},
 		}}}
 	}
-	if err := nodeReady(with(corev1.ConditionTrue)); err != nil {
+	if err := nodeReady(with(corev1.ConditionTrue), time.Time{}); err != nil {
 		t.Error(err)
 	}
 	for _, n := range []corev1.Node{{}, with(corev1.ConditionFalse), with(corev1.ConditionUnknown)} {
-		if nodeReady(n) == nil {
+		if nodeReady(n, time.Time{}) == nil {
 			t.Errorf("%v counts as Ready", n.Status.Conditions)
 		}
 	}

@@ -37,6 +37,8 @@ type machine struct {
 	memoryMiB int
 	modules   []string
 	sysctls   map[string]string
+	// disk says that what is written there survives a restart.
+	disk bool
 }
 
 // clusterMachine is the machine of a node: a router between its pods and the
@@ -45,6 +47,7 @@ func (c Config) clusterMachine() machine {
 	return machine{
 		kernel:    c.NodeKernel,
 		memoryMiB: c.NodeMemoryMiB,
+		disk:      c.Disk,
 		modules:   nodeModules,
 		sysctls: map[string]string{
 			"net.ipv4.ip_forward":                "1",
@@ -62,11 +65,16 @@ func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, er
 	for _, other := range b.cfg.guests() {
 		hosts[other.Name] = other.Addr
 	}
+	disk := ""
+	if m.disk {
+		disk = b.disk(n.Name)
+	}
 	g, err := guest.Start(ctx, guest.Config{
 		Kernel:    m.kernel,
 		Name:      n.Name,
 		MemoryMiB: m.memoryMiB,
 		Dir:       b.guest(n.Name),
+		Disk:      disk,
 		NetNS:     b.netns(),
 		Cgroup:    b.world.group.dir,
 		NICs: []guest.NIC{
@@ -98,7 +106,10 @@ func (b *builder) startNode(ctx context.Context, n node, images []string) error 
 	if err := b.furnish(ctx, g, n); err != nil {
 		return fmt.Errorf("prepare its files: %w", err)
 	}
-	if err := startContainerd(ctx, b.progress, g, n); err != nil {
+	if err := b.run(ctx, g, containerd); err != nil {
+		return err
+	}
+	if err := b.waitContainerd(ctx, g, n); err != nil {
 		return err
 	}
 	for _, image := range images {
@@ -111,8 +122,8 @@ func (b *builder) startNode(ctx context.Context, n node, images []string) error 
 		return err
 	}
 	for _, d := range nodeDaemons(n) {
-		if err := g.StartDaemon(ctx, d); err != nil {
-			return fmt.Errorf("start %s: %w", d.Name, err)
+		if err := b.run(ctx, g, d); err != nil {
+			return err
 		}
 	}
 	subnet, err := b.waitPodCIDR(ctx, g, n)
@@ -189,16 +200,14 @@ func script(ctx context.Context, g *guest.Guest, text string) error {
 
 const containerdSocket = "/run/containerd/containerd.sock"
 
-func startContainerd(ctx context.Context, progress *Progress, g *guest.Guest, n node) error {
-	err := g.StartDaemon(ctx, guest.Daemon{
-		Name: "containerd", Restart: true,
-		Args: []string{"/usr/local/bin/containerd", "--config", "/etc/containerd/config.toml"},
-	})
-	if err != nil {
-		return fmt.Errorf("start containerd: %w", err)
-	}
+var containerd = guest.Daemon{
+	Name: "containerd", Restart: true,
+	Args: []string{"/usr/local/bin/containerd", "--config", "/etc/containerd/config.toml"},
+}
+
+func (b *builder) waitContainerd(ctx context.Context, g *guest.Guest, n node) error {
 	wait := Wait{What: "containerd on " + n.Name, Limit: 120 * time.Second, Every: 200 * time.Millisecond}
-	err = progress.Wait(ctx, wait, func(ctx context.Context) error {
+	err := b.progress.Wait(ctx, wait, func(ctx context.Context) error {
 		code, err := g.Run(ctx, guest.Cmd{Args: []string{"/usr/bin/test", "-S", containerdSocket}})
 		if err == nil && code != 0 {
 			err = errors.New("its socket is not there")
@@ -268,8 +277,18 @@ func (b *builder) connect(ctx context.Context, g *guest.Guest, n node, subnet ne
 	if err := b.startNetwork(ctx, g, n, all); err != nil {
 		return fmt.Errorf("default network %s: %w", b.cfg.CNI, err)
 	}
+	if err := b.waitNodeReady(ctx, g, n, time.Time{}); err != nil {
+		return err
+	}
+	b.progress.Printf("%s: Ready, pods are in %s", n.Name, subnet)
+	return nil
+}
+
+// waitNodeReady waits until the kubelet of a node reports Ready, and does so
+// since a moment.
+func (b *builder) waitNodeReady(ctx context.Context, g *guest.Guest, n node, since time.Time) error {
 	wait := Wait{What: "node " + n.Name + " to be Ready", Limit: 240 * time.Second}
-	err = b.progress.Wait(ctx, wait, func(ctx context.Context) error {
+	err := b.progress.Wait(ctx, wait, func(ctx context.Context) error {
 		if err := b.alive(); err != nil {
 			return err
 		}
@@ -277,13 +296,9 @@ func (b *builder) connect(ctx context.Context, g *guest.Guest, n node, subnet ne
 		if err != nil {
 			return err
 		}
-		return nodeReady(state)
+		return nodeReady(state, since)
 	})
-	if err != nil {
-		return quote(err, g.DaemonLog("kubelet"))
-	}
-	b.progress.Printf("%s: Ready, pods are in %s", n.Name, subnet)
-	return nil
+	return quote(err, g.DaemonLog("kubelet"))
 }
 
 // routeScript sends what is for the pods of other nodes to those nodes.

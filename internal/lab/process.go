@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"braid.dev/braid/internal/netns"
 )
@@ -22,6 +26,8 @@ type process struct {
 	// Started is when, in clock ticks since the machine booted.
 	Started uint64 `json:"started"`
 	Log     string `json:"log"`
+	// Stopped says that it was ended on purpose.
+	Stopped bool `json:"stopped,omitempty"`
 
 	// ended is closed when the process ends while its starter is there.
 	ended chan struct{}
@@ -80,6 +86,31 @@ func (p *process) alive() error {
 func (p *process) running() bool {
 	started, dead, err := lookUp(p.PID)
 	return err == nil && !dead && started == p.Started
+}
+
+// kill ends the process at once, and returns when it has ended.
+func (p *process) kill(ctx context.Context, progress *Progress) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("end %s: %w", p.Name, err)
+	}
+	defer unix.Close(fd)
+	if !p.running() {
+		return nil // the id is another's
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end %s: %w", p.Name, err)
+	}
+	wait := Wait{What: p.Name + " to end", Limit: 20 * time.Second, Every: 5 * time.Millisecond}
+	return progress.Wait(ctx, wait, func(context.Context) error {
+		if p.running() {
+			return errors.New("it still runs")
+		}
+		return nil
+	})
 }
 
 // lookUp reads from /proc when the process was started, and whether it has

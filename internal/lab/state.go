@@ -109,10 +109,14 @@ func makeStateDir(p paths) error {
 	if err := unix.Mount("braid-lab", p.dir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size=4g"); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", p.dir(), err)
 	}
-	for _, dir := range []string{"pki", "log", "guest"} {
+	for _, dir := range []string{"pki", "log", "guest", "boot", "disk"} {
 		if err := os.Mkdir(filepath.Join(p.dir(), dir), 0o700); err != nil {
 			return err
 		}
+	}
+	// What a node's programs may do is decided in the node.
+	if err := unix.Mount("braid-lab-disk", p.disks(), "tmpfs", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount tmpfs on %s: %w", p.disks(), err)
 	}
 	return nil
 }

@@ -25,6 +25,10 @@ import (
 
 // A Lab is a lab that somebody brought up.
 type Lab struct {
+	// Progress receives one line per step of what changes the lab; nil discards
+	// them.
+	Progress *Progress
+
 	paths
 	state state
 }
@@ -51,7 +55,7 @@ func Open(name string) (*Lab, error) {
 
 // running reports whether the lab was brought up and its control plane lives.
 func (l *Lab) running() bool {
-	return l.state.Up && !slices.ContainsFunc(l.state.Processes, func(p *process) bool { return !p.running() })
+	return l.state.Up && !slices.ContainsFunc(l.state.Processes, func(p *process) bool { return !p.Stopped && !p.running() })
 }
 
 // Name is the name of the lab.
@@ -298,7 +302,7 @@ func (st *NodeStatus) describe(ctx context.Context, p paths, ns *netns.NS) {
 	n, err := a.node(ctx, st.Name)
 	if err == nil {
 		st.PodCIDR = n.Spec.PodCIDR
-		err = nodeReady(n)
+		err = nodeReady(n, time.Time{})
 	}
 	if err != nil {
 		st.Message = err.Error()
