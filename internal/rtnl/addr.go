@@ -32,20 +32,24 @@ func (h *Handle) Addrs(index int) ([]Addr, error) {
 	}
 	addrs := make([]Addr, 0, len(all))
 	for _, a := range all {
-		addr := Addr{
-			Prefix:    prefixOf(a.IPNet),
-			Scope:     a.Scope,
-			NoDAD:     a.Flags&unix.IFA_F_NODAD != 0,
-			Tentative: a.Flags&unix.IFA_F_TENTATIVE != 0,
-			DADFailed: a.Flags&unix.IFA_F_DADFAILED != 0,
-		}
-		// The library repeats the address itself when there is no peer.
-		if peer := prefixOf(a.Peer); peer != addr.Prefix {
-			addr.Peer = peer
-		}
-		addrs = append(addrs, addr)
+		addrs = append(addrs, addrFrom(a))
 	}
 	return addrs, nil
+}
+
+func addrFrom(a netlink.Addr) Addr {
+	addr := Addr{
+		Prefix:    prefixOf(a.IPNet),
+		Scope:     a.Scope,
+		NoDAD:     a.Flags&unix.IFA_F_NODAD != 0,
+		Tentative: a.Flags&unix.IFA_F_TENTATIVE != 0,
+		DADFailed: a.Flags&unix.IFA_F_DADFAILED != 0,
+	}
+	// The library repeats the address itself when there is no peer.
+	if peer := prefixOf(a.Peer); peer != addr.Prefix {
+		addr.Peer = peer
+	}
+	return addr
 }
 
 // AddAddr gives the link an address. One that it has is ErrExists.
