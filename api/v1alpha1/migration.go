@@ -3,6 +3,7 @@ package v1alpha1
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 )
 
 // GroupVersion names the API, as in apiVersion.
@@ -93,6 +94,10 @@ type Network struct {
 	PodCIDRs []string `json:"podCIDRs"`
 	// Devices are the links of its own on a node, as patterns of path.Match.
 	Devices []string `json:"devices,omitempty"`
+	// Detected is what else is known of it, as its profile reads it (Side of
+	// package preflight).
+	// +kubebuilder:pruning:PreserveUnknownFields
+	Detected *runtime.RawExtension `json:"detected,omitempty"`
 }
 
 // Strategy is how nodes are chosen and pods are moved.
