@@ -24,16 +24,18 @@ import (
 var version = "dev"
 
 func main() {
-	os.Exit(run(process{args: os.Args[1:], getenv: os.Getenv, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}))
+	os.Exit(run(process{args: os.Args[1:], getenv: os.Getenv, environ: os.Environ, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}))
 }
 
 // process is what the program gets from the operating system.
 type process struct {
 	args   []string
 	getenv func(string) string
-	stdin  *os.File
-	stdout *os.File
-	stderr io.Writer
+	// environ is the whole environment.
+	environ func() []string
+	stdin   *os.File
+	stdout  *os.File
+	stderr  io.Writer
 }
 
 // run serves one request and returns the exit code.
@@ -52,6 +54,9 @@ func serve(p process) int {
 	r, failure := readRequest(p.getenv, p.stdin)
 	if failure != nil {
 		return fail(p.stdout, r.conf, failure)
+	}
+	if isSet(r.conf.Switch) {
+		return serveGate(p, r)
 	}
 	netns, failure := openNetNS(r)
 	if failure != nil {
@@ -138,6 +143,8 @@ It hands each request to braidd on this node. Keys of the configuration:
   type      "braid-cni"
   socket    where braidd listens (default ` + wire.DefaultSocket + `)
   timeout   seconds after which a request is given up (default 120)
+  switch    set while the node moves from one network to another: requests go
+            to the plugins of these two, not to braidd
 
 CNI versions: 0.3.1, 0.4.0, 1.0.0, 1.1.0
 `

@@ -42,6 +42,8 @@ type conf struct {
 	Socket string `json:"socket"`
 	// Timeout is how many seconds the request may take in all.
 	Timeout int `json:"timeout"`
+	// Switch makes the shim a gate between two networks.
+	Switch json.RawMessage `json:"switch"`
 }
 
 // outputVersion is the version to answer in.
