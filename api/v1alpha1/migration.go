@@ -60,6 +60,8 @@ type MigrationSpec struct {
 	// Clean removes from the nodes what the network that is left behind there
 	// leaves: the source's at the goal Target, the target's at the goal Source.
 	Clean bool `json:"clean,omitempty"`
+	// Audits counts how often a person wanted to see what is left.
+	Audits int64 `json:"audits,omitempty"`
 }
 
 // Side is one of the two networks of a migration.

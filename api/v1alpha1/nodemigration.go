@@ -61,11 +61,13 @@ type NodeMigrationSpec struct {
 	PreserveSource bool `json:"preserveSource,omitempty"`
 	// Probe asks for a round of probes.
 	Probe *ProbeRequest `json:"probe,omitempty"`
-	// Clean removes what that side's network leaves; Audit lists it.
+	// Clean removes what that side's network leaves; Audit lists it, anew whenever
+	// Audits changes.
 	// +kubebuilder:validation:Enum=Source;Target
 	Clean Side `json:"clean,omitempty"`
 	// +kubebuilder:validation:Enum=Source;Target
-	Audit Side `json:"audit,omitempty"`
+	Audit  Side  `json:"audit,omitempty"`
+	Audits int64 `json:"audits,omitempty"`
 	// Facts asks for the node's facts; they are reported when it changes.
 	Facts int64 `json:"facts,omitempty"`
 }
@@ -155,8 +157,10 @@ type ProbeResult struct {
 
 // LeftoverReport is an audit of a node.
 type LeftoverReport struct {
-	Side  Side       `json:"side"`
-	Items []Leftover `json:"items,omitempty"`
+	Side Side `json:"side"`
+	// Audits is that of the spec which it answers.
+	Audits int64      `json:"audits,omitempty"`
+	Items  []Leftover `json:"items,omitempty"`
 	// Kept is how many rules, links, routes and files were looked at and left,
 	// because they are not the network's own; their fingerprint before and
 	// after a cleaning is the same.

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"reflect"
 
 	"braid.dev/braid/api/v1alpha1"
@@ -33,6 +34,9 @@ func (d *decider) part(n v1alpha1.NodeProgress) v1alpha1.NodeMigrationSpec {
 	}
 	if d.spec.Clean && d.arrived() && d.st.After != 0 && !d.stays(n) {
 		spec.Clean = d.spec.Goal.Other()
+	}
+	if d.spec.Audits > 0 {
+		spec.Audit, spec.Audits = cmp.Or(spec.Clean, n.On.Other()), d.spec.Audits
 	}
 	return spec
 }

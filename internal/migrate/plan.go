@@ -1,9 +1,12 @@
 package migrate
 
 import (
+	"cmp"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -186,4 +189,43 @@ func budgetOf(p corev1.Pod, budgets []policyv1.PodDisruptionBudget) string {
 		return text
 	}
 	return ""
+}
+
+// Fprint writes the plan as a person reads it.
+func (p Plan) Fprint(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "From %s to %s\n\nBefore the first node:\n", p.From, p.To)
+	for _, line := range p.Before {
+		fmt.Fprintf(&b, "  - %s\n", line)
+	}
+	for _, n := range p.Nodes {
+		fmt.Fprintf(&b, "\n%d. %s (%s)\n", n.Turn, n.Name, n.Why)
+		for _, s := range n.Steps {
+			fmt.Fprintf(&b, "  %-8s  %s\n", s.Step, s.Does)
+		}
+		n.fprintPods(&b)
+	}
+	b.WriteString("\nAfter the last node:\n")
+	for _, line := range p.After {
+		fmt.Fprintf(&b, "  - %s\n", line)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (n NodePlan) fprintPods(w io.Writer) {
+	if len(n.Pods) == 0 {
+		fmt.Fprintln(w, "  no pod of it has a network of its own")
+		return
+	}
+	fmt.Fprintln(w, "  pods:")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, p := range n.Pods {
+		text := p.Effect
+		if p.Budget != "" {
+			text += " (" + p.Budget + ")"
+		}
+		fmt.Fprintf(t, "    %s\t%s\t%s\t%s\n", p.Pod, cmp.Or(p.Workload, "-"), p.How, text)
+	}
+	t.Flush() // to memory
 }
