@@ -41,10 +41,18 @@ func (a Answer) String() string {
 	}
 	section("Host IP Addresses", addrs...)
 	section("Client IP Address", a.Client.String())
-	if a.Pod != "" || a.Node != "" {
-		section("Pod", strings.TrimSpace(a.Pod+" on "+a.Node))
+	if who := a.who(); who != "" {
+		section("Pod", who)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// who is the pod and its node, as far as the answer tells them.
+func (a Answer) who() string {
+	if a.Pod == "" || a.Node == "" {
+		return a.Pod + a.Node
+	}
+	return a.Pod + " on " + a.Node
 }
 
 // ParseAnswer reads the JSON of a Server. What others answer is no Answer, and

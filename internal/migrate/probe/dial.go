@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -71,9 +72,10 @@ func get(ctx context.Context, conn net.Conn, req *http.Request, limit int64) (bo
 	return body, tooLong(in, limit, err)
 }
 
-// tooLong says why a reader ended early when the limit is the reason.
+// tooLong says that a reader ended early when the limit is the reason. Without
+// a length, the end of an answer looks like that, too.
 func tooLong(in *io.LimitedReader, limit int64, err error) error {
-	if err != nil && in.N <= 0 {
+	if in.N <= 0 {
 		return fmt.Errorf("the answer is longer than %d bytes", limit)
 	}
 	return err
@@ -92,7 +94,7 @@ func reason(err error, timeout time.Duration) string {
 		return "the connection ended without an answer"
 	case errors.As(err, &dns):
 		// It names the server that it would have asked without us.
-		return fmt.Sprintf("look up %s: %s", dns.Name, dns.Err)
+		return fmt.Sprintf("look up %s: %s", strings.TrimSuffix(dns.Name, "."), dns.Err)
 	default:
 		return err.Error()
 	}

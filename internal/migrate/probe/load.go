@@ -214,12 +214,15 @@ func (c *TargetCount) add(at time.Time, took time.Duration, body []byte, err err
 	c.SlowestMicros = max(c.SlowestMicros, took.Microseconds())
 	if a, err := ParseAnswer(body); err == nil {
 		countPeer(c.Clients, a.Client.String())
-		countPeer(c.Servers, strings.Trim(a.Pod+" on "+a.Node, " "))
+		countPeer(c.Servers, a.who())
 	}
 }
 
 // countPeer keeps a load that runs for days from naming every pod of them.
 func countPeer(m map[string]int, name string) {
+	if name == "" {
+		return
+	}
 	if _, known := m[name]; !known && len(m) >= maxPeers {
 		name = "others"
 	}
@@ -294,7 +297,7 @@ func peers(m map[string]int) string {
 func ParseCounts(text []byte) (Counts, error) {
 	for line := range strings.Lines(string(text)) {
 		var c Counts
-		if strings.HasPrefix(line, `{"started":`) && json.Unmarshal([]byte(line), &c) == nil {
+		if strings.HasPrefix(line, `{"started":`) && json.Unmarshal([]byte(line), &c) == nil && !slices.Contains(c.Targets, nil) {
 			return c, nil
 		}
 	}

@@ -6,12 +6,12 @@ package probe
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -27,8 +27,13 @@ const padHeader = "Braid-Pad"
 // for its address to leave every node's services.
 const DefaultGrace = 10 * time.Second
 
-// shutdownTimeout bounds the wait for requests that were begun before the end.
-const shutdownTimeout = 5 * time.Second
+// headerTimeout is how long a client may take to say what it wants, and
+// endTimeout bounds the wait for requests that were begun before the end:
+// those of clients that are gone are over by then.
+const (
+	headerTimeout = 5 * time.Second
+	endTimeout    = headerTimeout + 2*time.Second
+)
 
 // A Server tells each client what it sees of it. GET / answers in text, with
 // "Accept: application/json" and at /json in JSON (see Answer). /ready answers
@@ -45,29 +50,46 @@ type Server struct {
 // Serve answers on l until ctx is done and the grace is over, and then until
 // the last request is answered. It closes l, and is called once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	h := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 32 << 10}
+	var open sync.WaitGroup
+	h := &http.Server{
+		Handler: s.Handler(), ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: 32 << 10,
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				open.Add(1)
+			case http.StateClosed:
+				open.Done()
+			}
+		},
+	}
+	defer h.Close()
 	// A connection that is kept would go on to this pod when its service has
 	// others, and would tell nothing of new ones.
 	h.SetKeepAlivesEnabled(false)
-	failed := make(chan error, 1)
-	go func() { failed <- h.Serve(l) }()
+	served := make(chan error, 1)
+	go func() { served <- h.Serve(l) }()
 	select {
-	case err := <-failed:
+	case err := <-served:
 		return fmt.Errorf("serve probes on %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
 	s.ending.Store(true)
 	select {
-	case err := <-failed:
+	case err := <-served:
 		return fmt.Errorf("serve probes on %s: %w", l.Addr(), err)
 	case <-time.After(s.Grace):
 	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-	defer cancel()
-	if err := h.Shutdown(end); err != nil {
-		return errors.Join(fmt.Errorf("end serving probes: %w", err), h.Close())
+	// Not Shutdown: it drops requests that it is just reading.
+	l.Close()
+	<-served // as its listener is closed; no connection comes any more
+	over := make(chan struct{})
+	go func() { open.Wait(); close(over) }()
+	select {
+	case <-over:
+		return nil
+	case <-time.After(endTimeout):
+		return fmt.Errorf("end serving probes on %s: a request was not over after %s", l.Addr(), endTimeout)
 	}
-	return nil
 }
 
 // Handler is the application itself, for those who have a server.
