@@ -27,7 +27,7 @@ type Migration struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec   MigrationSpec   `json:"spec"`
-	Status MigrationStatus `json:"status,omitzero"`
+	Status MigrationStatus `json:"status,omitempty,omitzero"`
 }
 
 // MigrationSpec is what a person wants.
@@ -124,10 +124,10 @@ type Strategy struct {
 	// EvictTimeout is how long a node's evictions may take, disruption budgets
 	// included, before the node goes back and the migration stops.
 	// +kubebuilder:default="10m"
-	EvictTimeout metav1.Duration `json:"evictTimeout,omitzero"`
+	EvictTimeout metav1.Duration `json:"evictTimeout,omitempty,omitzero"`
 	// StepTimeout bounds every other step of a node.
 	// +kubebuilder:default="5m"
-	StepTimeout metav1.Duration `json:"stepTimeout,omitzero"`
+	StepTimeout metav1.Duration `json:"stepTimeout,omitempty,omitzero"`
 }
 
 // PodMove is a way to move a pod.
@@ -221,7 +221,7 @@ type NodeProgress struct {
 	// Step is the step of the way from On to Want.
 	Step NodeStep `json:"step"`
 	// Since is when the step began.
-	Since metav1.Time `json:"since,omitzero"`
+	Since metav1.Time `json:"since,omitempty,omitzero"`
 	// Unschedulable says that the node was cordoned before, and stays so.
 	Unschedulable bool `json:"unschedulable,omitempty"`
 	// Back says that the node is on its way back, because something went wrong or

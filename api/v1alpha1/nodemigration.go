@@ -22,7 +22,7 @@ type NodeMigration struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec   NodeMigrationSpec   `json:"spec,omitempty"`
-	Status NodeMigrationStatus `json:"status,omitzero"`
+	Status NodeMigrationStatus `json:"status,omitempty,omitzero"`
 }
 
 // RuntimeState is which network the runtime gives to new pods of a node.
@@ -49,8 +49,8 @@ type NodeMigrationSpec struct {
 	// reports.
 	Migration string `json:"migration,omitempty"`
 	// From and To are copies of the Migration's.
-	From Network `json:"from,omitzero"`
-	To   Network `json:"to,omitzero"`
+	From Network `json:"from,omitempty,omitzero"`
+	To   Network `json:"to,omitempty,omitzero"`
 	// Runtime is what new pods shall get.
 	// +kubebuilder:validation:Enum=Source;Target;ClosedToTarget;ClosedToSource;OpenToTarget;OpenToSource
 	Runtime RuntimeState `json:"runtime,omitempty"`
@@ -97,7 +97,7 @@ type NodeMigrationStatus struct {
 	// ObservedGeneration is the generation of the spec that was worked on.
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Heartbeat is when the daemon last looked.
-	Heartbeat metav1.Time `json:"heartbeat,omitzero"`
+	Heartbeat metav1.Time `json:"heartbeat,omitempty,omitzero"`
 	// Message says what is in the way of the spec; empty when nothing is.
 	Message string `json:"message,omitempty"`
 	// Runtime is what the runtime itself says it gives to new pods; empty when
