@@ -120,6 +120,9 @@ func (d *disk) judge(kind spec.FileKind, name string, l spec.Spec, v living) ([]
 			f.inUse = "the runtime takes it: no other configuration comes before it"
 		}
 	case spec.Foreign:
+		if d.sameWithout(name, ".cilium_bak") {
+			break // it is back in its place
+		}
 		f.inUse = fmt.Sprintf("somebody's configuration that %s put aside: put it back, or remove it", l.Profile)
 	case spec.Mount:
 		return d.mounted(f, name)
@@ -132,6 +135,16 @@ func (d *disk) judge(kind spec.FileKind, name string, l spec.Spec, v living) ([]
 		f.inUse = "something is mounted on /" + at
 	}
 	return []finding{f}, nil
+}
+
+// sameWithout says that the file without the ending is there, with the same text.
+func (d *disk) sameWithout(name, ending string) bool {
+	aside, err := d.root.ReadFile(name)
+	if err != nil {
+		return false
+	}
+	back, err := d.root.ReadFile(strings.TrimSuffix(name, ending))
+	return err == nil && string(aside) == string(back)
 }
 
 // ranges judges a directory of host-local. Addresses of containers that are no
@@ -298,7 +311,7 @@ func (d *disk) removeIn(name string, above uint64) error {
 func claimedFile(l spec.Spec, name string) bool {
 	return slices.ContainsFunc(l.Files, func(p spec.FilePattern) bool {
 		ok, _ := path.Match(p.Glob, name)
-		return ok
+		return ok && p.Kind != spec.Foreign // those are nobody's but their owner's
 	})
 }
 

@@ -142,3 +142,22 @@ func ConfFiles(confDir, confFile string) []FilePattern {
 	path := HostPath(confDir) + "/" + Literal(confFile)
 	return []FilePattern{{path, Conf}, {path + ".braid-migrate", Aside}, {path + ".cilium_bak", Aside}}
 }
+
+// DefaultConfDir is where runtimes look for configurations unless they are told.
+const DefaultConfDir = "/etc/cni/net.d"
+
+// In is the same for a node whose runtime has another conf dir.
+func (s Spec) In(confDir string) Spec {
+	if confDir == "" {
+		return s
+	}
+	files := make([]FilePattern, len(s.Files))
+	for i, f := range s.Files {
+		if rest, ok := strings.CutPrefix(f.Glob, HostPath(DefaultConfDir)+"/"); ok {
+			f.Glob = HostPath(confDir) + "/" + rest
+		}
+		files[i] = f
+	}
+	s.Files = files
+	return s
+}
