@@ -172,7 +172,17 @@ func (g gate) add(ctx context.Context, c caller) (json.RawMessage, *wire.Error) 
 	if err != nil {
 		return nil, &wire.Error{Code: wire.CodeInvalidConfig, Msg: "the key \"runtimeConfig\" of the network configuration", Details: err.Error()}
 	}
-	return c.addList(ctx, g.To, attachment{version: c.request.conf.CNIVersion, args: c.request.Args, caps: caps})
+	if err := g.begin(c.request); err != nil {
+		return nil, &wire.Error{Code: wire.CodeIO, Msg: "note that the pod is attached", Details: err.Error()}
+	}
+	result, failure := c.addList(ctx, g.To, attachment{version: c.request.conf.CNIVersion, args: c.request.Args, caps: caps})
+	if failure != nil {
+		return nil, failure
+	}
+	if err := g.end(c.request); err != nil {
+		return nil, &wire.Error{Code: wire.CodeIO, Msg: "note that the pod is attached", Details: err.Error()}
+	}
+	return result, nil
 }
 
 // admits decides by the pod's namespace, which every Kubernetes runtime passes.
@@ -204,6 +214,11 @@ func (g gate) del(ctx context.Context, c caller) *wire.Error {
 		}
 		if failure != nil {
 			failures = append(failures, failure)
+		}
+	}
+	if len(failures) == 0 {
+		if err := g.end(c.request); err != nil {
+			return &wire.Error{Code: wire.CodeIO, Msg: "note that the pod is gone", Details: err.Error()}
 		}
 	}
 	return joinFailures(failures)

@@ -398,6 +398,29 @@ func TestAnADDThatFailsStopsThere(t *testing.T) {
 	}
 }
 
+// What libcni remembers is written after the last plugin has succeeded.
+func TestAnADDThatDidNotSucceedIsTakenDownByTheNetworkThatItWasFor(t *testing.T) {
+	c := newCrossing(t)
+	c.plugin("new2", "exit 1")
+	if have := c.ask("ADD", "").failure(t); have.Code != 999 {
+		t.Errorf("%+v", have)
+	}
+	c.told()
+	c.plugin("new2", "exit 2")
+	c.ask("DEL", "").failure(t)
+	if have := names(c.told()); have != "new2" {
+		t.Errorf("called %s", have)
+	}
+	c.plugin("new2", "exit 0")
+	c.ask("DEL", "").succeeded(t)
+	if have := names(c.told()); have != "new2 new1" {
+		t.Errorf("called %s", have)
+	}
+	if left, err := filepath.Glob(c.cache + "/*"); err != nil || len(left) != 1 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
 func TestAPluginThatHangsIsKilledInTime(t *testing.T) {
 	c := newCrossing(t)
 	c.plugin("new1", "exec sleep 1000")

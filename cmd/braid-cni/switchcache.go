@@ -60,15 +60,23 @@ func (g gate) makers(r request) ([]maker, *wire.Error) {
 			break // one file for both
 		}
 	}
+	begun, err := g.begun(r)
+	if err != nil {
+		return nil, &wire.Error{Code: wire.CodeIO, Msg: "read what is noted of the sandbox", Details: err.Error()}
+	}
 	byTo := func(m maker) bool { return m.list.Name == g.To.Name }
 	if now.result != nil && g.From.Name != g.To.Name && !anyOf(found, byTo) {
 		// The runtime remembers it where we do not look.
+		found = append(found, maker{list: g.To, attachment: now.as(r.conf.CNIVersion)})
+	} else if begun && !anyOf(found, byTo) {
 		found = append(found, maker{list: g.To, attachment: now.as(r.conf.CNIVersion)})
 	}
 	if len(found) > 0 {
 		return found, nil
 	}
-	// Refused, failed half way, or taken down already.
+	// Refused, taken down already, or failed before there was a gate. Both are
+	// not asked lightly: the first takes away the link from which the second
+	// would read what it has to remove.
 	return []maker{
 		{list: g.From, attachment: now.as(g.From.version()), unsure: true},
 		{list: g.To, attachment: now.as(r.conf.CNIVersion), unsure: true},
@@ -192,6 +200,36 @@ func (m maker) forget() *wire.Error {
 	}
 	if err := os.Remove(m.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return &wire.Error{Code: wire.CodeIO, Msg: fmt.Sprintf("forget the attachment to %s", m.list.Name), Details: err.Error()}
+	}
+	return nil
+}
+
+// note is the file that says that an ADD has begun and has not succeeded: libcni
+// remembers only those that have.
+func (g gate) note(r request) string {
+	return filepath.Join(g.CacheDir, "braid-migrate-"+r.ContainerID+"-"+r.IfName)
+}
+
+// begin notes that the network To may have made something from now on.
+func (g gate) begin(r request) error {
+	if err := os.MkdirAll(g.CacheDir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(g.note(r), nil, 0o600)
+}
+
+func (g gate) begun(r request) (bool, error) {
+	_, err := os.Stat(g.note(r))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// end takes the note back: the ADD has succeeded, or was taken down.
+func (g gate) end(r request) error {
+	if err := os.Remove(g.note(r)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
