@@ -61,8 +61,8 @@ func TestProgramsReadJSON(t *testing.T) {
 		if err != nil || a.Host != "10.243.6.4" || a.Client.String() != "10.243.4.0" || a.Pod != "testapp-1" || a.Node != "node-02" {
 			t.Errorf("GET %s: %+v, %v", path, a, err)
 		}
-		if a, err := ParseAnswer([]byte(fetch(h, path, header).Body.String())); err != nil || slices.ContainsFunc(a.Addresses, netip.Addr.IsLoopback) {
-			t.Errorf("GET %s: addresses %v, %v", path, a.Addresses, err)
+		if slices.ContainsFunc(a.Addresses, netip.Addr.IsLoopback) {
+			t.Errorf("GET %s: addresses %v", path, a.Addresses)
 		}
 	}
 	if code := fetch(h, "/elsewhere", nil).Code; code != http.StatusNotFound {
