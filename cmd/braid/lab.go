@@ -84,6 +84,7 @@ func labUp(name *string) *cobra.Command {
 	cmd.Flags().StringVar(&cfg.ClusterCIDR, "cluster-cidr", "", "what kube-proxy takes for the pods' addresses, \"none\" for nothing; the default network's unless given")
 	cmd.Flags().IntVar(&cfg.MaxConfNum, "max-conf-num", 1, "configurations of the conf dir that containerd loads for every pod")
 	cmd.Flags().IntVar(&cfg.NodeMemoryMiB, "node-memory", 3072, "memory of each node in MiB; it is taken as it is used")
+	cmd.Flags().BoolVar(&cfg.DNS, "dns", false, "make CoreDNS, on two nodes, the cluster's DNS service")
 	cmd.Flags().BoolVar(&cfg.Disk, "disk", false, "keep what nodes write over their reboots, also those with a kernel of their own")
 	cmd.Flags().BoolVar(&cfg.Keep, "keep", false, "leave everything in place when the lab does not come up")
 	return cmd

@@ -62,7 +62,7 @@ func networkPrograms() []program {
 func (c Config) programs() []string {
 	var names []string
 	for _, p := range programs() {
-		if p.For == "" || p.For == "flannel" && c.flannelBackend() != "" || p.For == "cilium" && c.cilium() {
+		if p.For == "" || p.For == "flannel" && c.flannelBackend() != "" || p.For == "cilium" && c.cilium() || p.For == "dns" && c.DNS {
 			names = append(names, p.Name)
 		}
 	}

@@ -57,3 +57,29 @@ func upProfile(t *testing.T, cfg Config) (context.Context, *Lab) {
 	world.sawNamespace(t)
 	return ctx, l
 }
+
+func TestClusterServesDNS(t *testing.T) {
+	needCluster(t)
+	ctx, l := upProfile(t, Config{CNI: "flannel", NodeKernel: "host", DNS: true})
+	if _, err := l.KubectlInput(ctx, strings.NewReader(twoPods), "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		want string
+		args []string
+	}{
+		{"", []string{"wait", "--for=condition=Ready", "--timeout=90s", "pod/server", "pod/client"}},
+		{"node1 node2", []string{"-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "--sort-by=.spec.nodeName", "-o", "jsonpath={.items[*].spec.nodeName}"}},
+		{"nameserver " + DNSService.String(), []string{"exec", "client", "--", "cat", "/etc/resolv.conf"}},
+		{apiService.String(), []string{"exec", "client", "--", "nslookup", "kubernetes.default.svc.cluster.local"}},
+		{"hello", []string{"exec", "client", "--", "wget", "-q", "-O", "-", "http://server"}},
+		{"hello", []string{"exec", "client", "--", "wget", "-q", "-O", "-", "http://server.default.svc.cluster.local"}},
+	} {
+		if out, err := l.Kubectl(ctx, tc.args...); err != nil || !strings.Contains(out, tc.want) {
+			t.Errorf("kubectl %v: %v, not %q in\n%s", tc.args, err, tc.want, out)
+		}
+	}
+	if out, err := l.Kubectl(ctx, "exec", "client", "--", "nslookup", "nobody.default.svc.cluster.local", DNSService.String()); err == nil {
+		t.Errorf("a name that nobody has: %s", out)
+	}
+}

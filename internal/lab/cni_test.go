@@ -15,6 +15,9 @@ func TestEachLabBuildsOnlyWhatItsNetworkNeeds(t *testing.T) {
 			t.Errorf("every lab would build %s", name)
 		}
 	}
+	if names := (Config{CNI: "bridge", DNS: true}).programs(); !slices.Contains(names, "coredns") || slices.Contains(every, "coredns") {
+		t.Errorf("CoreDNS: with --dns %v", names)
+	}
 	list, err := selectPrograms(nil)
 	if err != nil || !slices.Equal(programNames(list), every) {
 		t.Errorf("`lab build` and a plain lab differ: %v, %v, %v", programNames(list), every, err)

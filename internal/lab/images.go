@@ -24,7 +24,11 @@ func writeImages(ctx context.Context, cache string, bin Binaries) ([]string, err
 		return nil, fmt.Errorf("list the applets of %s: %w", busyboxPath, err)
 	}
 	var paths []string
-	for _, spec := range []image.Spec{pauseSpec(bin["pause"]), toolboxSpec(strings.Fields(string(applets)))} {
+	specs := []image.Spec{pauseSpec(bin["pause"]), toolboxSpec(strings.Fields(string(applets)))}
+	if program, ok := bin[dnsProgram.Name]; ok {
+		specs = append(specs, dnsSpec(program))
+	}
+	for _, spec := range specs {
 		path, err := cachedImage(cache, spec)
 		if err != nil {
 			return nil, err

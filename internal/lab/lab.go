@@ -139,6 +139,9 @@ func (b *builder) raise(ctx context.Context, images []string) error {
 	if err := b.routePods(ctx); err != nil {
 		return err
 	}
+	if err := b.startDNS(ctx); err != nil {
+		return err
+	}
 	return b.ledger.finish()
 }
 

@@ -354,6 +354,9 @@ func (c Config) kubeletConfig(cgroupRoot string) []byte {
 		"enforceNodeAllocatable": []string{"none"},
 		"volumePluginDir":        "/var/lib/kubelet/plugins/volume",
 	}
+	if c.DNS {
+		config["clusterDNS"], config["clusterDomain"] = []string{DNSService.String()}, "cluster.local"
+	}
 	if c.NodeKernel == guest.Host {
 		config["cgroupRoot"] = cgroupRoot
 		config["failCgroupV1"] = false

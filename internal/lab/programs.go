@@ -65,7 +65,7 @@ func programs() []program {
 			LDFlags: "-s -w -X " + pluginsModule + "/pkg/utils/buildversion.BuildVersion=" + pluginsVersion,
 		})
 	}
-	list = append(list, networkPrograms()...)
+	list = append(append(list, networkPrograms()...), dnsProgram)
 	return append(list,
 		program{Name: "cnitool", Module: "lab/cni", Package: "github.com/containernetworking/cni/cnitool", LDFlags: "-s -w"},
 		program{Name: "pause", Module: ".", Package: "braid.dev/braid/internal/lab/pause", LDFlags: "-s -w"},
