@@ -216,7 +216,7 @@ func (c Config) list(ctx context.Context, b Backend, is6 bool, table, chain stri
 	case err != nil && strings.Contains(err.Error(), "incompatible"):
 		return nil, nil // nftables of somebody's, in a table that has iptables' name
 	case err != nil:
-		return nil, fmt.Errorf("list %s of table %s: %w", chain, table, err)
+		return nil, fmt.Errorf("list chain %s of table %s, which this node has: %w", chain, table, err)
 	}
 	found := &Chain{}
 	for line := range strings.Lines(string(out)) {
@@ -249,7 +249,7 @@ func (c Config) runProgram(ctx context.Context, stdin []byte, b Backend, is6 boo
 	plain := strings.TrimSuffix(program(b, is6), "-"+string(b))
 	version, plainErr := c.Host.Run(ctx, nil, plain, "--version")
 	if plainErr != nil || strings.Contains(string(version), "nf_tables") != (b == NFT) {
-		return nil, err
+		return nil, fmt.Errorf("the host has no iptables of the kind %s: %w", b, err)
 	}
 	return c.Host.Run(ctx, stdin, append([]string{plain + suffix}, args...)...)
 }

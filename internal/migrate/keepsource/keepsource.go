@@ -90,17 +90,35 @@ func Inspect(ctx context.Context, cfg Config) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	return cfg.inspect(ctx, &lessons{})
+	seen, err := cfg.observe(ctx, cfg.families())
+	if err != nil {
+		return Plan{}, fmt.Errorf("preserve source: %w", err)
+	}
+	// Much to read where kube-proxy has its chains in nftables: not for Apply.
+	for i, f := range seen.Families {
+		if seen.Families[i].Droppers, err = cfg.droppers(f.IPv6); err != nil {
+			return Plan{}, fmt.Errorf("preserve source: %w", err)
+		}
+	}
+	return planOf(cfg, seen), nil
 }
 
 // Verify reads everything back from the kernel, and says what is missing.
 func Verify(ctx context.Context, cfg Config) error {
-	p, err := Inspect(ctx, cfg)
+	cfg, err := cfg.checked()
 	if err != nil {
 		return err
 	}
-	if len(p.Steps) > 0 {
-		return fmt.Errorf("preserve source: not in place: %s", strings.TrimSpace(p.String()))
+	p, err := cfg.inspect(ctx, &lessons{})
+	if err != nil {
+		return fmt.Errorf("preserve source: %w", err)
+	}
+	var missing []string
+	for _, s := range p.Steps {
+		missing = append(missing, s.subject())
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("preserve source: not in place: %s", strings.Join(missing, ", "))
 	}
 	return nil
 }
@@ -184,7 +202,7 @@ type stepError struct {
 }
 
 func (e *stepError) Error() string {
-	return strings.TrimSpace(e.step.String()) + ": " + e.err.Error()
+	return e.step.subject() + ": " + e.err.Error()
 }
 
 func (e *stepError) Unwrap() error { return e.err }

@@ -114,7 +114,7 @@ func TestEndOfNATAloneBreaksWhatNATHeldTogether(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, NFT)
+			w := newWorld(t, usual())
 			w.masquerades(t, false)
 			tc.cause(w, t)
 			f1toC2 := func(when, want string) {
@@ -126,9 +126,10 @@ func TestEndOfNATAloneBreaksWhatNATHeldTogether(t *testing.T) {
 			f1toC2("before", hidden("", "node1 cilium_host", false))
 			dir := t.TempDir()
 			w.everywhere(t, dir, func(c Config) {
-				p := must(Inspect(t.Context(), c))(t)
-				nat := slices.DeleteFunc(p.Steps, func(s Step) bool { return s.Part != PartNFTables })
-				must(mustChecked(t, c).do(t.Context(), nat))(t)
+				c = mustChecked(t, c)
+				p := must(c.inspect(t.Context(), &lessons{noTable: [2]bool{inGuest(), inGuest()}}))(t)
+				nat := slices.DeleteFunc(p.Steps, func(s Step) bool { return s.Part != PartNFTables && s.Table != "nat" })
+				must(c.do(t.Context(), nat))(t)
 			})
 			f1toC2("without NAT", "nobody")
 			w.apply(t, dir)
@@ -270,7 +271,8 @@ func TestCrashAnywhereThenRemoveLeavesTheNodeAsItWas(t *testing.T) {
 		w.strict(t)
 		before := w.text(t, "node1")
 		c := mustChecked(t, w.config(t, "node1", dir))
-		steps := must(Inspect(t.Context(), c))(t).Steps
+		kernel := &lessons{noTable: [2]bool{inGuest(), inGuest()}}
+		steps := must(c.inspect(t.Context(), kernel))(t).Steps
 		var removal []Step
 		for n := range len(steps) + 1 {
 			try(t, c.remember(steps))
@@ -347,7 +349,7 @@ func TestApplyHealsWhatOthersUndo(t *testing.T) {
 func sorted(text string) []string { return slices.Sorted(strings.Lines(text)) }
 
 func TestLinksThatAppearLaterAreLooseAndThoseThatReturnAreNew(t *testing.T) {
-	w := newWorld(t, NFT)
+	w := newWorld(t, usual())
 	c := w.config(t, "node1", t.TempDir())
 	filter := func(link, value string) string {
 		t.Helper()
@@ -385,7 +387,7 @@ func TestLinksThatAppearLaterAreLooseAndThoseThatReturnAreNew(t *testing.T) {
 
 // Another kernel, another life: values of before a reboot are nobody's.
 func TestStateOfAnotherLifeIsForgotten(t *testing.T) {
-	w := newWorld(t, NFT)
+	w := newWorld(t, usual())
 	c := mustChecked(t, w.config(t, "node1", t.TempDir()))
 	set := func(value string) {
 		t.Helper()
@@ -405,7 +407,7 @@ func TestStateOfAnotherLifeIsForgotten(t *testing.T) {
 }
 
 func TestUnreadableStateIsNotTakenForNone(t *testing.T) {
-	w := newWorld(t, NFT)
+	w := newWorld(t, usual())
 	c := w.config(t, "node1", t.TempDir())
 	w.dropsInvalid(t)
 	before := w.text(t, "node1")

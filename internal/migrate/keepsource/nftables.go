@@ -97,72 +97,64 @@ func refused(err error) bool {
 	return nft.Unsupported(err) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL)
 }
 
-// tables looks at one family: our table, the tables of iptables, and the
-// chains of others.
-func (c Config) tables(is6 bool) (f Family, nftTables []string, err error) {
-	f = Family{IPv6: is6, Table: TableAbsent}
+// tables looks at one family: our table, and which tables of iptables there are.
+func (c Config) tables(is6 bool) (state TableState, iptables []string, err error) {
 	err = nft.Do(c.NS, func(conn *nft.Conn) error {
-		chains, err := conn.ListChainsOfTableFamily(nftables.TableFamily(nft.IPFamily(is6)))
+		all, err := conn.ListTablesOfFamily(nftables.TableFamily(nft.IPFamily(is6)))
 		if err != nil {
 			if refused(err) {
-				return nil
+				return nil // a kernel without nftables
 			}
 			return err
 		}
-		for _, ch := range chains {
-			switch ch.Table.Name + " " + ch.Name {
-			case "filter FORWARD":
-				nftTables = append(nftTables, "filter")
-			case "nat POSTROUTING":
-				nftTables = append(nftTables, "nat")
+		state = TableAbsent
+		for _, t := range all {
+			switch t.Name {
+			case name:
+				state = c.tableState(conn, t, is6)
+			case "filter", "nat":
+				hook := map[string]string{"filter": "FORWARD", "nat": "POSTROUTING"}[t.Name]
+				_, err := conn.ListChain(t, hook)
+				if err == nil {
+					iptables = append(iptables, t.Name)
+				} else if !strings.Contains(err.Error(), unix.ENOENT.Error()) { // which the library does not wrap
+					return err
+				}
 			}
 		}
-		if f.Table, err = c.tableState(conn, is6); err != nil {
-			return err
-		}
-		inet, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-		if err != nil && !refused(err) {
-			return err
-		}
-		f.Droppers = droppers(conn, slices.Concat(chains, inet))
 		return nil
 	})
 	if err != nil {
-		return f, nil, fmt.Errorf("list nftables: %w", err)
+		return "", nil, fmt.Errorf("list nftables: %w", err)
 	}
-	return f, nftTables, nil
+	if state == "" {
+		return TableRefused, nil, nil
+	}
+	return state, iptables, nil
 }
 
 // tableState compares the table with what it should be. What cannot be read is
 // none of ours.
-func (c Config) tableState(conn *nft.Conn, is6 bool) (TableState, error) {
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamily(nft.IPFamily(is6)))
-	if err != nil {
-		return "", err
+func (c Config) tableState(conn *nft.Conn, t *nftables.Table, is6 bool) TableState {
+	if t.Flags != 0 { // such as dormant: it is there and does nothing
+		return TableWrong
 	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
-	if i < 0 {
-		return TableAbsent, nil
-	}
-	if tables[i].Flags != 0 { // such as dormant: it is there and does nothing
-		return TableWrong, nil
-	}
-	ch, err := conn.ListChain(table(is6), chainName)
+	ch, err := conn.ListChain(t, chainName)
 	if err != nil || !rightChain(ch) {
-		return TableWrong, nil
+		return TableWrong
 	}
-	rules, err := conn.GetRules(table(is6), &nftables.Chain{Name: chainName})
+	rules, err := conn.GetRules(t, ch)
 	if err != nil {
-		return TableWrong, nil
+		return TableWrong
 	}
 	have := make([][]expr.Any, len(rules))
 	for i, r := range rules {
 		have[i] = uncounted(r.Exprs)
 	}
 	if !reflect.DeepEqual(have, rulesOf(c.ways(is6), c.MasqueradeBit)) {
-		return TableWrong, nil
+		return TableWrong
 	}
-	return TableRight, nil
+	return TableRight
 }
 
 func rightChain(ch *nftables.Chain) bool {
@@ -181,30 +173,46 @@ func uncounted(exprs []expr.Any) []expr.Any {
 	return out
 }
 
-// droppers are the tables, of nftables' own, that are asked about forwarded
-// packets and have a rule that drops invalid ones. They are for a note: what
-// cannot be read is passed over.
-func droppers(conn *nft.Conn, chains []*nftables.Chain) []string {
-	var found []string
-	for _, base := range chains {
-		if base.Hooknum == nil || *base.Hooknum != *nftables.ChainHookForward || base.Type != nftables.ChainTypeFilter {
-			continue
-		}
-		if base.Table.Name == "filter" && base.Name == "FORWARD" && base.Table.Family != nftables.TableFamilyINet {
-			continue // of iptables
-		}
-		for _, ch := range chains {
-			if ch.Table.Name == base.Table.Name && ch.Table.Family == base.Table.Family && dropsInvalid(conn, ch) {
-				family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}
-				found = append(found, fmt.Sprintf("nftables chain %s %s %s", family[ch.Table.Family], ch.Table.Name, ch.Name))
+// droppers are the chains, of nftables' own, that are asked about forwarded
+// packets, or are in a table with one that is, and have a rule that drops
+// invalid ones. They are for a note: what cannot be read is passed over.
+func (c Config) droppers(is6 bool) (found []string, err error) {
+	err = nft.Do(c.NS, func(conn *nft.Conn) error {
+		for _, family := range []nftables.TableFamily{nftables.TableFamily(nft.IPFamily(is6)), nftables.TableFamilyINet} {
+			chains, err := conn.ListChainsOfTableFamily(family)
+			if err != nil && !refused(err) {
+				return err
+			}
+			asked := map[string]bool{}
+			for _, ch := range chains {
+				if ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && ch.Type == nftables.ChainTypeFilter {
+					asked[ch.Table.Name] = true
+				}
+			}
+			for _, ch := range chains {
+				if asked[ch.Table.Name] && dropsInvalid(conn, ch) {
+					found = append(found, fmt.Sprintf("nftables chain %s %s %s", familyOf(family), ch.Table.Name, ch.Name))
+				}
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list nftables: %w", err)
 	}
 	slices.Sort(found)
-	return slices.Compact(found)
+	return found, nil
+}
+
+func familyOf(f nftables.TableFamily) string {
+	if f == nftables.TableFamilyINet {
+		return "inet"
+	}
+	return familyName(f == nftables.TableFamilyIPv6)
 }
 
 // dropsInvalid finds "ct state invalid drop", alone or in a map of verdicts.
+// iptables writes it otherwise, and Apply takes care of it.
 func dropsInvalid(conn *nft.Conn, ch *nftables.Chain) bool {
 	invalid := binaryutil.NativeEndian.PutUint32(uint32(expr.CtStateBitINVALID))
 	rules, err := conn.Rules(ch)

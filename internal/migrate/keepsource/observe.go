@@ -34,8 +34,10 @@ func (c Config) observe(ctx context.Context, families []bool) (Observed, error) 
 // family looks at the firewalls of one family. Only tables that exist are
 // listed: asking iptables for one makes it.
 func (c Config) family(ctx context.Context, is6 bool) (Family, error) {
-	f, nftTables, err := c.tables(is6)
-	if err != nil {
+	f := Family{IPv6: is6}
+	var nftTables []string
+	var err error
+	if f.Table, nftTables, err = c.tables(is6); err != nil {
 		return f, err
 	}
 	legacyTables, err := c.legacyTables(is6)

@@ -134,6 +134,17 @@ func (s Step) String() string {
 	return tableText(s)
 }
 
+// subject is what the step is about, for a message of one line.
+func (s Step) subject() string {
+	switch s.Part {
+	case PartSetting:
+		return "rp_filter of " + s.Link
+	case PartIPTables:
+		return fmt.Sprintf("table %s of %s", s.Table, program(s.Backend, s.IPv6))
+	}
+	return fmt.Sprintf("nftables table %s %s", familyName(s.IPv6), name)
+}
+
 // rp_filter has three values; the effective one of a link is the greater one of
 // its own and all's.
 const (

@@ -61,15 +61,22 @@ func (c Config) recall() ([]original, error) {
 
 // forget is the end of what there was to remember.
 func (c Config) forget() error {
-	err := os.Remove(c.StateFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	var gone bool
+	for _, file := range []string{c.tempFile(), c.StateFile} {
+		err := os.Remove(file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		gone = gone || err == nil
 	}
-	if err != nil {
-		return err
+	if !gone {
+		return nil
 	}
 	return syncDir(filepath.Dir(c.StateFile))
 }
+
+// tempFile is the state file while it is written; a crash may leave it.
+func (c Config) tempFile() string { return c.StateFile + ".tmp" }
 
 // load reads the state of this life of the namespace.
 func (c Config) load() (state, error) {
@@ -121,7 +128,7 @@ func (c Config) save(s state) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(c.StateFile)+".*")
+	f, err := os.Create(c.tempFile())
 	if err != nil {
 		return err
 	}

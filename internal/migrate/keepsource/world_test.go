@@ -471,6 +471,14 @@ func linkNames(links []rtnl.Link) (names []string) {
 	return names
 }
 
+// usual is the firewall of a test that is not about it.
+func usual() Backend {
+	if inGuest() {
+		return Legacy
+	}
+	return NFT
+}
+
 // inGuest is under user-mode-linux, which has no nftables for IP.
 func inGuest() bool { return os.Getenv(kerneltest.EnvTier) == string(kerneltest.Guest) }
 
