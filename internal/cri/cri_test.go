@@ -2,14 +2,10 @@ package cri_test
 
 import (
 	"context"
-	"net"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
-	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"braid.dev/braid/internal/cri"
@@ -36,26 +32,7 @@ func (fake) Status(_ context.Context, r *runtime.StatusRequest) (*runtime.Status
 }
 
 func TestStatusIsWhatTheRuntimeSays(t *testing.T) {
-	dir, err := os.MkdirTemp("", "braid") // a socket's path is short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := grpc.NewServer()
-	runtime.RegisterRuntimeServiceServer(server, fake{})
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	t.Cleanup(func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
+	socket := serve(t, fake{})
 	want := cri.Status{
 		Name: "containerd", Version: "v2.4.2", Message: "cni plugin not initialized",
 		Info: map[string]string{"lastCNILoadStatus": "OK"},
