@@ -109,12 +109,23 @@ func (e *BlockedError) Error() string { return e.Message }
 // Evict has exactly this pod end, if its disruption budgets permit. The error is
 // a *BlockedError when they do not, ErrNotFound when the pod is gone, also when
 // another has its name by now, and something else when the API server could not
-// be asked or is not willing to answer now. grace is in place of the pod's own;
-// nil leaves that.
+// be asked or is not willing to answer now. A pod that is ending already is left
+// alone. grace is in place of the pod's own; nil leaves that.
 func (m *Migrations) Evict(ctx context.Context, pod *corev1.Pod, grace *int64) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	err := m.policy.Evictions(pod.Namespace).Evict(ctx, &policyv1.Eviction{
+	// The API server looks at the budgets first and at the UID then: evicting a pod
+	// that is another by now fails, but uses up what its budget allows.
+	live, err := m.core.Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err) || err == nil && live.UID != pod.UID:
+		return fmt.Errorf("evict %s/%s: %w", pod.Namespace, pod.Name, ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("evict %s/%s: %w", pod.Namespace, pod.Name, err)
+	case live.DeletionTimestamp != nil:
+		return nil
+	}
+	err = m.policy.Evictions(pod.Namespace).Evict(ctx, &policyv1.Eviction{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name},
 		DeleteOptions: &metav1.DeleteOptions{
 			GracePeriodSeconds: grace,
