@@ -238,9 +238,6 @@ func TestClusterALeaderWithoutItsAPIEndsBeforeItsLeaseExpires(t *testing.T) {
 	if err := s.startAPI(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		t.Logf("the next leader began %v after the API was back", time.Since(back).Round(time.Millisecond))
-	}()
 	select {
 	case <-first.began:
 	case <-second.began:
