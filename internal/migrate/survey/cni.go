@@ -153,10 +153,10 @@ func (s *survey) entries(dir string) []fs.DirEntry {
 	return entries
 }
 
-// text reads a file that was there a moment ago.
+// text reads a file that is listed; it may be a link to nothing.
 func (s *survey) text(file string) string {
 	text, more, err := s.host.read(file, maxText)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		s.problem("%v", err)
 	}
 	if more {
