@@ -36,7 +36,8 @@ type Options struct {
 	Timeout time.Duration
 	Tries   int
 	Pause   time.Duration
-	// Parallel is how many targets are asked at once (16).
+	// Parallel is how many targets are asked at once (32): a round in which
+	// everything times out has to end before its node is taken for lost.
 	Parallel int
 	// DNSName is looked up at name servers. That it does not exist is as good an
 	// answer as any.
@@ -47,7 +48,7 @@ func (o Options) withDefaults() Options {
 	o.Timeout = cmp.Or(o.Timeout, 3*time.Second)
 	o.Tries = cmp.Or(o.Tries, 2)
 	o.Pause = cmp.Or(o.Pause, 500*time.Millisecond)
-	o.Parallel = cmp.Or(o.Parallel, 16)
+	o.Parallel = cmp.Or(o.Parallel, 32)
 	o.DNSName = cmp.Or(o.DNSName, "kubernetes.default.svc.cluster.local.")
 	return o
 }
@@ -82,19 +83,21 @@ type Asker struct {
 	Source netip.Addr
 }
 
-// Report is one node's part of a round: every asker asks what it has to. The
-// askers ask one after the other, which spares the servers; opts.From and
-// opts.Source are each asker's own.
+// Report is one node's part of a round: every asker asks what it has to, all at
+// the same time. opts.From and opts.Source are each asker's own.
 func Report(ctx context.Context, node string, req v1alpha1.ProbeRequest, askers []Asker, opts Options) v1alpha1.ProbeReport {
-	report := v1alpha1.ProbeReport{Round: req.Round}
-	for _, a := range askers {
+	results := make([][]v1alpha1.ProbeResult, len(askers))
+	var wg sync.WaitGroup
+	for i, a := range askers {
 		targets := slices.DeleteFunc(slices.Clone(req.Targets), func(t v1alpha1.ProbeTarget) bool {
 			return !round.Asks(node, a.Side, t)
 		})
-		opts.From, opts.Source = a.Side, a.Source
-		report.Results = append(report.Results, Ask(ctx, a.NS, targets, opts)...)
+		own := opts
+		own.From, own.Source = a.Side, a.Source
+		wg.Go(func() { results[i] = Ask(ctx, a.NS, targets, own) })
 	}
-	return report
+	wg.Wait()
+	return v1alpha1.ProbeReport{Round: req.Round, Results: slices.Concat(results...)}
 }
 
 type asker struct {
@@ -107,6 +110,8 @@ type asker struct {
 // seen is what one question brought.
 type seen struct {
 	source netip.Addr
+	// server is the server's own address, of the family that it was asked by.
+	server netip.Addr
 	Answer // zero when the target tells nothing
 }
 
@@ -140,8 +145,8 @@ func (a *asker) ask(ctx context.Context, t v1alpha1.ProbeTarget) v1alpha1.ProbeR
 		r.Client = s.Client.String()
 		r.Saw = saw(s.Client, s.source, a.From == "", a.Owners)
 	}
-	if len(s.Addresses) > 0 {
-		r.Server = s.Addresses[0].String()
+	if s.server.IsValid() {
+		r.Server = s.server.String()
 	}
 	return r
 }
@@ -245,6 +250,9 @@ func (a *asker) probe(ctx context.Context, t v1alpha1.ProbeTarget, to netip.Addr
 		return s, fmt.Errorf("another answered: pod %q on node %q with %v", answer.Pod, answer.Node, answer.Addresses)
 	}
 	s.Answer = answer
+	if i := slices.IndexFunc(answer.Addresses, func(a netip.Addr) bool { return a.Is4() == to.Addr().Is4() }); i >= 0 {
+		s.server = answer.Addresses[i]
+	}
 	return s, nil
 }
 
@@ -265,6 +273,9 @@ func (a *asker) lookUp(ctx context.Context, server netip.AddrPort) (seen, error)
 // address.
 func (a *asker) resolver(server netip.AddrPort, from func(netip.Addr)) *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (conn net.Conn, err error) {
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // nobody waits any more, and the namespace may be closed
+		}
 		if strings.HasPrefix(network, "tcp") {
 			c, err := a.dial.tcp(ctx, server)
 			if err != nil {

@@ -15,8 +15,10 @@ import (
 	"time"
 
 	"braid.dev/braid/api/v1alpha1"
+	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/migrate/probe/round"
 	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/rtnl"
 )
 
 // asked is one round in the world: old, new and the node ask everything.
@@ -221,7 +223,7 @@ func TestReasonsOfFailuresAreShort(t *testing.T) {
 			`another answered: pod "p" on node "n" with [10.0.0.7], twice`},
 	} {
 		if tc.address == "" {
-			tc.address = canned(t, tc.answer)
+			tc.address = canned(t, nil, "127.0.0.1:0", tc.answer)
 		}
 		r := ask(t, nil, soon(Options{From: v1alpha1.Target}), target(round.KindPod, tc.address))
 		if !strings.Contains(r.Error, tc.want) || r.Client != "" || r.From != v1alpha1.Target || r.To != "it" {
@@ -231,8 +233,8 @@ func TestReasonsOfFailuresAreShort(t *testing.T) {
 }
 
 // canned is the address of a server that says the same to everyone.
-func canned(t *testing.T, answer string) string {
-	l := listen(t, nil, "127.0.0.1:0")
+func canned(t *testing.T, ns *netns.NS, address, answer string) string {
+	l := listen(t, ns, address)
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -248,6 +250,21 @@ func canned(t *testing.T, answer string) string {
 		}
 	}()
 	return l.Addr().String()
+}
+
+func TestProbesSpeakIPv6(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	h, err := rtnl.Open(ns)
+	try(t, err)
+	defer h.Close()
+	lo, err := h.Link("lo")
+	try(t, err)
+	try(t, h.SetUp(lo.Index))
+	address := canned(t, ns, "[::1]:0", "HTTP/1.1 200 OK\r\n\r\n"+`{"client":"::1","addresses":["10.0.0.7","fd00::7"]}`)
+	r := ask(t, ns, Options{From: v1alpha1.Source}, target(round.KindService, address))
+	if r.Error != "" || r.Source != "::1" || r.Client != "::1" || r.Saw != "own" || r.Server != "fd00::7" {
+		t.Errorf("result %+v", r)
+	}
 }
 
 func TestASecondTryCounts(t *testing.T) {

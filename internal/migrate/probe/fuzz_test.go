@@ -1,12 +1,14 @@
 package probe
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net"
 	"net/http"
 	"reflect"
 	"testing"
+	"time"
 )
 
 // Whatever a server says, an answer is complete or there is none, and it can be
@@ -68,11 +70,13 @@ func FuzzGet(f *testing.F) {
 			}
 			server.Write(sent) // a client that has enough closes
 		}()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://10.0.0.1/json", nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://10.0.0.1/json", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if body, err := get(t.Context(), client, req, limit); len(body) > limit {
+		if body, err := get(ctx, client, req, limit); len(body) > limit || timedOut(err) {
 			t.Errorf("%d bytes, %v", len(body), err)
 		}
 	})
