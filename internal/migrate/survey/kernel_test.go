@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -186,6 +187,13 @@ func TestRoutesOfAllTables(t *testing.T) {
 	if !slices.Equal(have, want) {
 		t.Errorf("have %+v\nwant %+v", have, want)
 	}
+	try(t, ns.Do(func() error {
+		links, routes, err := Network()
+		if !reflect.DeepEqual(links, n.Links) || !slices.Equal(routes, n.Routes) {
+			t.Errorf("a part of it is %+v, %+v", links, routes)
+		}
+		return err
+	}))
 }
 
 func TestTheNodeAsksItsOwnPods(t *testing.T) {

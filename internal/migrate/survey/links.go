@@ -2,6 +2,7 @@ package survey
 
 import (
 	"cmp"
+	"errors"
 	"net/netip"
 	"slices"
 
@@ -11,21 +12,50 @@ import (
 	"braid.dev/braid/internal/rtnl"
 )
 
-func (s *survey) links(h *rtnl.Handle) {
-	links, err := h.Links()
+// Network returns the links and routes of the network namespace that the caller
+// is in, all of them: the part of a survey that others look at now and again.
+func Network() (links []facts.Link, routes []facts.Route, err error) {
+	h, err := rtnl.Open(nil)
 	if err != nil {
-		s.problem("links are not known: %v", err)
+		return nil, nil, err
+	}
+	defer h.Close()
+	links, err = readLinks(h)
+	if err != nil {
+		return nil, nil, err
+	}
+	routes, err = readRoutes(h)
+	return links, routes, err
+}
+
+func (s *survey) network() {
+	h, err := rtnl.Open(nil)
+	if err != nil {
+		s.problem("links and routes are not known: %v", err)
 		return
 	}
-	addrs, err := h.AllAddrs()
+	defer h.Close()
+	links, err := readLinks(h)
 	if err != nil {
-		s.problem("addresses are not known: %v", err)
+		s.problem("links are not all known: %v", err)
 	}
-	tunnels, err := h.Tunnels()
+	s.node.Links = capped(s, "links", links, maxLinks)
+	routes, err := readRoutes(h)
 	if err != nil {
-		s.problem("tunnels are not known: %v", err)
+		s.problem("routes are not all known: %v", err)
 	}
-	s.node.Links = capped(s, "links", linkFacts(links, addrs, tunnels), maxLinks)
+	s.node.Routes = capped(s, "routes", routes, maxRoutes)
+}
+
+// readLinks returns what could be read of the links, also beside an error.
+func readLinks(h *rtnl.Handle) ([]facts.Link, error) {
+	links, err := h.Links()
+	if err != nil {
+		return nil, err
+	}
+	addrs, errAddrs := h.AllAddrs()
+	tunnels, errTunnels := h.Tunnels()
+	return linkFacts(links, addrs, tunnels), errors.Join(errAddrs, errTunnels)
 }
 
 // linkFacts are the links by index, as the kernel lists them.
@@ -84,25 +114,19 @@ func tunnelFacts(t rtnl.Tunnel, links map[int]rtnl.Link) *facts.Tunnel {
 	return f
 }
 
-func (s *survey) routes(h *rtnl.Handle) {
+// readRoutes returns what could be read of the routes, also beside an error.
+func readRoutes(h *rtnl.Handle) ([]facts.Route, error) {
 	ways, err := h.Routes()
 	if err != nil {
-		s.problem("routes are not known: %v", err)
-		return
+		return nil, err
 	}
-	all, err := h.EveryRoute()
-	if err != nil {
-		s.problem("routes that lead nowhere are not known: %v", err)
-	}
+	links, errLinks := h.Links()
+	all, errAll := h.EveryRoute()
 	names := map[int]string{}
-	links, err := h.Links()
-	if err != nil {
-		s.problem("the links of routes are not known: %v", err)
-	}
 	for _, l := range links {
 		names[l.Index] = l.Name
 	}
-	s.node.Routes = capped(s, "routes", routeFacts(ways, all, names), maxRoutes)
+	return routeFacts(ways, all, names), errors.Join(errLinks, errAll)
 }
 
 // routeFacts are the routes that lead somewhere, and of the others those that

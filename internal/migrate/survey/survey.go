@@ -13,7 +13,6 @@ import (
 	"braid.dev/braid/internal/hostexec"
 	"braid.dev/braid/internal/migrate/facts"
 	"braid.dev/braid/internal/netns"
-	"braid.dev/braid/internal/rtnl"
 )
 
 // Limits of what is collected: facts are kept in an object of the cluster. What
@@ -94,18 +93,6 @@ func (s *survey) collect(ctx context.Context) {
 	s.sandboxes(ctx)
 	s.reaches(ctx)
 	s.node.Paths = askPaths(ctx, s.Peers)
-}
-
-// network is what routing netlink knows.
-func (s *survey) network() {
-	h, err := rtnl.Open(nil)
-	if err != nil {
-		s.problem("links and routes are not known: %v", err)
-		return
-	}
-	defer h.Close()
-	s.links(h)
-	s.routes(h)
 }
 
 // capped cuts a list, and says so.
