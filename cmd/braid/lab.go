@@ -36,7 +36,7 @@ below /run, and is gone after "braid lab down".`,
 	cmd.AddCommand(
 		labBuild(), labUp(&name), labDown(&name), labStatus(&name), labKubectl(&name),
 		labExec(&name), labKubeconfig(&name), labLogs(&name), labDemo(&name),
-		labNode(&name), labAPI(&name),
+		labNode(&name), labAPI(&name), labLoad(&name),
 	)
 	return cmd
 }

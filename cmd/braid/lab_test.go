@@ -73,6 +73,10 @@ func TestLabRefusesWhatItCannotDo(t *testing.T) {
 		{"lab kubectl --name nosuchlab -- get pods", "braid lab up --name nosuchlab"},
 		{"lab exec --name nosuchlab node1 -- true", "there is no such lab"},
 		{"lab logs --name nosuchlab", "there is no such lab"},
+		{"lab up --pod-net 10.200.0.0/30 --name nosuchlab", "/20 or more"},
+		{"lab node reboot node1 --name nosuchlab", "there is no such lab"},
+		{"lab api stop --name nosuchlab", "there is no such lab"},
+		{"lab load flannel --name nosuchlab", "there is no such lab"},
 		{"lab build --only kubeadm", "kube-apiserver"},
 	} {
 		cmd := root()
@@ -93,7 +97,7 @@ func TestLabHelpNamesEveryVerb(t *testing.T) {
 	if err := cmd.ExecuteContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, verb := range []string{"build", "up", "down", "status", "kubectl", "exec", "kubeconfig", "logs"} {
+	for _, verb := range []string{"build", "up", "down", "status", "kubectl", "exec", "kubeconfig", "logs", "node", "api", "load"} {
 		if !strings.Contains(out.String(), "\n  "+verb+" ") {
 			t.Errorf("no %q in:\n%s", verb, out.String())
 		}

@@ -45,6 +45,32 @@ func labAPI(name *string) *cobra.Command {
 	return cmd
 }
 
+// labLoad is `braid lab load`: images for the nodes.
+func labLoad(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "load flannel|FILE...",
+		Short: "Load images on all nodes: archives, or the one of examples/migrate/flannel",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withLab(cmd, *name, func(ctx context.Context, l *lab.Lab) error {
+				for _, image := range args {
+					var err error
+					if image == "flannel" {
+						err = l.LoadFlannel(ctx, lab.BuildConfig{Progress: l.Progress})
+					} else {
+						err = l.LoadImage(ctx, image)
+					}
+					if err != nil {
+						return err
+					}
+					l.Progress.Printf("loaded %s on %d nodes", image, len(l.Nodes()))
+				}
+				return nil
+			})
+		},
+	}
+}
+
 // withLab changes a lab, and says so on stderr.
 func withLab(cmd *cobra.Command, name string, change func(context.Context, *lab.Lab) error) error {
 	l, err := lab.Open(name)

@@ -32,11 +32,32 @@ func (b *builder) routePods(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("routes to pods on Cilium: %w", err)
 	}
+	others, err := b.unusedPodCIDRs(ctx)
+	if err != nil {
+		return fmt.Errorf("routes to pods in the nodes' podCIDRs: %w", err)
+	}
 	var s strings.Builder
-	for _, n := range slices.Concat(b.subnets.all, onCilium) {
+	for _, n := range slices.Concat(b.subnets.all, onCilium, others) {
 		fmt.Fprintf(&s, "route replace %s via %s\n", n.Subnet, n.Node.Addr)
 	}
 	return ipBatch(ctx, b.paths, s.String())
+}
+
+// unusedPodCIDRs are the nodes' podCIDRs where the default network has ranges of
+// its own: another one may come to use them.
+func (b *builder) unusedPodCIDRs(ctx context.Context) ([]nodeSubnet, error) {
+	if !b.cfg.PodNet.IsValid() {
+		return nil, nil
+	}
+	var list []nodeSubnet
+	for _, n := range b.cfg.nodes() {
+		subnet, err := b.api.podCIDR(ctx, n.Name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, nodeSubnet{n, subnet})
+	}
+	return list, nil
 }
 
 // ipBatch runs lines of ip(8) in the lab's namespace, in one process.

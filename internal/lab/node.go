@@ -180,7 +180,7 @@ func (b *builder) furnishScript() string {
 		return s.String()
 	}
 	// The guest's kernel has no nf_tables for IP; its iptables is the old one.
-	for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"} {
+	for _, name := range iptablesNames {
 		fmt.Fprintf(&s, "ln -sf /usr/sbin/xtables-legacy-multi '/usr/sbin/%s'\n", name)
 	}
 	return s.String()

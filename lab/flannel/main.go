@@ -33,19 +33,24 @@ const resync = 5
 
 type options struct {
 	kubeconfig, netConf, link, subnetFile string
-	masquerade                            bool
+	masquerade, kubeSubnets               bool
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.kubeconfig, "kubeconfig-file", "", "kubeconfig `file`")
 	flag.StringVar(&o.netConf, "net-config-path", "/etc/kube-flannel/net-conf.json", "network configuration `file`")
-	flag.StringVar(&o.link, "iface", "", "`link` to the other nodes")
+	flag.StringVar(&o.link, "iface", "", "`link` to the other nodes; that of the default route unless given")
 	flag.StringVar(&o.subnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` that tells the CNI plugin the node's subnet")
 	flag.BoolVar(&o.masquerade, "ip-masq", false, "masquerade what leaves the pod network")
+	flag.BoolVar(&o.kubeSubnets, "kube-subnet-mgr", true, "keep leases in the cluster; there is no other way here")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if !o.kubeSubnets {
+		fmt.Fprintln(os.Stderr, "flannel: this one keeps its leases in the cluster only")
+		os.Exit(2)
+	}
 	if err := run(ctx, o); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "flannel:", err)
 		os.Exit(1)
@@ -53,7 +58,8 @@ func main() {
 }
 
 // run makes this node part of the Flannel network and keeps it so until ctx
-// ends. The name of the node comes from NODE_NAME.
+// ends. The name of the node comes from NODE_NAME, or else is that of the pod
+// POD_NAME in POD_NAMESPACE. Without a kubeconfig the pod's account is used.
 func run(ctx context.Context, o options) error {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
@@ -102,8 +108,8 @@ func register(ctx context.Context, tasks *sync.WaitGroup, manager subnet.Manager
 	return network, nil
 }
 
-// protect makes the iptables rules. A lab's nodes live once: there are no
-// rules of an earlier subnet to replace.
+// protect makes the iptables rules. A node of a lab keeps its subnet: there are
+// no rules of an earlier one to replace.
 func protect(ctx context.Context, rules trafficmngr.TrafficManager, config *subnet.Config, network backend.Network, masquerade bool) error {
 	if err := rules.Init(ctx); err != nil {
 		return fmt.Errorf("iptables: %w", err)
