@@ -315,6 +315,16 @@ func claimedFile(l spec.Spec, name string) bool {
 	})
 }
 
+// inside reports whether a directory is the network's own, or below one that is.
+func inside(l spec.Spec, dir string) bool {
+	for ; dir != "."; dir = path.Dir(dir) {
+		if claimedFile(l, dir) {
+			return true
+		}
+	}
+	return false
+}
+
 // others writes down what else is in the directories where the network's files
 // would be. Directories of the whole system are too busy to be compared.
 func (d *disk) others(l, other spec.Spec, s *snapshot) error {
@@ -323,7 +333,7 @@ func (d *disk) others(l, other spec.Spec, s *snapshot) error {
 	conf := map[string]bool{}
 	for _, p := range l.Files {
 		dir := path.Dir(p.Glob)
-		if strings.ContainsAny(dir, `*?[\`) || slices.Contains(busy, dir) {
+		if strings.ContainsAny(dir, `*?[\`) || slices.Contains(busy, dir) || inside(l, dir) || inside(other, dir) {
 			continue
 		}
 		conf[dir] = conf[dir] || p.Kind == spec.Conf
