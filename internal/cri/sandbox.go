@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -125,9 +126,16 @@ func netNS(info string) (string, error) {
 // its pod took their time to stop.
 const again = 2 * time.Second
 
-// Restart ends a pod's sandbox, its containers first, each with the grace: as
-// long as it may take from the signal that asks it to end to the one that kills
-// it. The kubelet then makes a new sandbox for the same pod, on the network that
+// graceNote is where the kubelet notes the grace of a pod on its containers, in
+// seconds.
+const graceNote = "io.kubernetes.pod.terminationGracePeriod"
+
+// Restart ends a pod's sandbox, its containers first, each with the grace of its
+// pod: as long as it may take from the signal that asks it to end to the one that
+// kills it. Grace is for containers of which the kubelet has not noted it. The
+// call takes as long as that; cut short by its context, it has ended no sandbox.
+//
+// The kubelet then makes a new sandbox for the same pod, on the network that
 // the runtime has loaded by then. A pod whose restartPolicy is Never ends
 // instead; preStop hooks are not run.
 //
@@ -138,7 +146,9 @@ func (c *Client) Restart(ctx context.Context, sandboxID string, grace time.Durat
 	name := c.describe(ctx, sandboxID)
 	// The kubelet starts a container that ended anew, in the same sandbox, as
 	// long as others of it are still stopping. A second look catches those.
-	for _, grace := range []time.Duration{grace, min(grace, again)} {
+	first := func(container *runtime.Container) time.Duration { return graceOf(container, grace) }
+	second := func(container *runtime.Container) time.Duration { return min(first(container), again) }
+	for _, grace := range []func(*runtime.Container) time.Duration{first, second} {
 		if err := c.stopContainers(ctx, sandboxID, grace); err != nil {
 			return fmt.Errorf("restart pod %s: %w", name, err)
 		}
@@ -160,8 +170,16 @@ func (c *Client) describe(ctx context.Context, sandboxID string) string {
 	return m.GetNamespace() + "/" + m.GetName()
 }
 
+func graceOf(c *runtime.Container, otherwise time.Duration) time.Duration {
+	seconds, err := strconv.ParseInt(c.GetAnnotations()[graceNote], 10, 32)
+	if err != nil || seconds < 0 {
+		return otherwise
+	}
+	return time.Duration(seconds) * time.Second
+}
+
 // stopContainers stops the containers of a sandbox that run, all at once.
-func (c *Client) stopContainers(ctx context.Context, sandboxID string, grace time.Duration) error {
+func (c *Client) stopContainers(ctx context.Context, sandboxID string, grace func(*runtime.Container) time.Duration) error {
 	answer, err := c.runtime.ListContainers(ctx, &runtime.ListContainersRequest{
 		Filter: &runtime.ContainerFilter{PodSandboxId: sandboxID},
 	})
@@ -178,7 +196,7 @@ func (c *Client) stopContainers(ctx context.Context, sandboxID string, grace tim
 			continue
 		}
 		stops.Go(func() {
-			if err := c.stopContainer(ctx, container.GetId(), grace); err != nil {
+			if err := c.stopContainer(ctx, container.GetId(), grace(container)); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				errs = append(errs, fmt.Errorf("stop container %s: %w", container.GetMetadata().GetName(), err))

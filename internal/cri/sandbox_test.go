@@ -112,7 +112,7 @@ func (p *pods) ListContainers(_ context.Context, r *runtime.ListContainersReques
 	for _, c := range p.containers {
 		if c.PodSandboxId == r.Filter.PodSandboxId {
 			// The server encodes it later.
-			answer.Containers = append(answer.Containers, &runtime.Container{Id: c.Id, Metadata: c.Metadata, State: c.State})
+			answer.Containers = append(answer.Containers, &runtime.Container{Id: c.Id, Metadata: c.Metadata, State: c.State, Annotations: c.Annotations})
 		}
 	}
 	return answer, p.fails["containers"]
@@ -217,6 +217,23 @@ func TestAPodRestartsWithItsGrace(t *testing.T) {
 	}
 	slices.Sort(r.asked[:2]) // at once
 	if want := []string{"stop c1 in 2s", "stop c2 in 2s", "end s1"}; !slices.Equal(r.asked, want) {
+		t.Errorf("%q, want %q", r.asked, want)
+	}
+}
+
+func TestAContainerGetsTheGraceOfItsPod(t *testing.T) {
+	r := &pods{}
+	for id, note := range map[string]string{"c1": "90", "c2": "0", "c3": "", "c4": "-1", "c5": "long"} {
+		c := container(id, "s1", running)
+		c.Annotations = map[string]string{"io.kubernetes.pod.terminationGracePeriod": note}
+		r.containers = append(r.containers, c)
+	}
+	if err := dial(t, r).Restart(t.Context(), "s1", 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(r.asked[:5])
+	want := []string{"stop c1 in 90s", "stop c2 in 0s", "stop c3 in 30s", "stop c4 in 30s", "stop c5 in 30s", "end s1"}
+	if !slices.Equal(r.asked, want) {
 		t.Errorf("%q, want %q", r.asked, want)
 	}
 }
