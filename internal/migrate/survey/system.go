@@ -2,8 +2,6 @@ package survey
 
 import (
 	"bufio"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -129,7 +127,7 @@ var fileSystems = []struct {
 func (s *survey) features() {
 	s.node.Features = map[string]bool{}
 	if err := s.tryLinks(); err != nil {
-		s.problem("whether the kernel has tunnels is not known: %v", err)
+		s.problem("which links the kernel has is not known: %v", err)
 	}
 	known, _, err := s.host.read("/proc/filesystems", maxText)
 	if err != nil {
@@ -156,29 +154,25 @@ func hasFileSystem(text, name string) bool {
 	return false
 }
 
+// tryLinks makes the links in a namespace that goes away with them.
 func (s *survey) tryLinks() (err error) {
-	b := make([]byte, 4)
-	rand.Read(b) // never fails
-	name := "braidtry-" + hex.EncodeToString(b)
-	ns, err := netns.New(name)
+	ns, err := netns.NewUnnamed()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, ns.Close(), netns.Delete(name)) }()
+	defer func() { err = errors.Join(err, ns.Close()) }()
 	h, err := rtnl.Open(ns)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
 	for kind, try := range tries {
-		l, err := try(h, rtnl.New{Name: "braidtry" + kind})
-		s.node.Features[kind] = err == nil
-		if err == nil {
-			err = h.Del(l.Index)
+		_, err := try(h, rtnl.New{Name: "braidtry" + kind})
+		if err == nil || errors.Is(err, unix.EOPNOTSUPP) { // what the kernel says of a kind that it does not have
+			s.node.Features[kind] = err == nil
+			continue
 		}
-		if err != nil && s.node.Features[kind] {
-			return err
-		}
+		s.problem("whether the kernel has %s is not known: %v", kind, err)
 	}
 	return nil
 }
