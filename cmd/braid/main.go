@@ -48,6 +48,6 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(confCommand(), planCommand(), labCommand(), imageCommand())
+	cmd.AddCommand(confCommand(), planCommand(), migrateCommand(), labCommand(), imageCommand())
 	return cmd
 }

@@ -24,7 +24,7 @@ const (
 	// CordonedBy on a node says that the migration of that name cordoned it.
 	CordonedBy = "braid.dev/cordoned-by"
 	// staleAfter is how old a daemon's last sign of life may be.
-	staleAfter = 45 * time.Second
+	staleAfter = 90 * time.Second
 )
 
 // World is everything that a decision depends on.

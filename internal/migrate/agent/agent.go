@@ -55,10 +55,9 @@ type Config struct {
 	ConfDir  string
 	BinDirs  []string
 	StateDir string
-	// Runtime is the endpoint of the runtime as this process sees it.
-	Runtime string
-	Cluster *kube.Migrations
-	Log     *slog.Logger
+	Runtime  *cri.Client
+	Cluster  *kube.Migrations
+	Log      *slog.Logger
 	// CNI knows the two networks.
 	CNI CNI
 }
@@ -78,7 +77,6 @@ type CNI interface {
 // Agent does a node's part.
 type Agent struct {
 	Config
-	runtime *cri.Client
 	// restarted are the sandboxes that this agent has stopped, by the pod's UID:
 	// until the kubelet has made others.
 	restarted map[string]time.Time
@@ -90,17 +88,8 @@ type Agent struct {
 	said     string
 }
 
-// New prepares an agent; Close ends it.
-func New(c Config) (*Agent, error) {
-	runtime, err := cri.Dial(c.Runtime)
-	if err != nil {
-		return nil, err
-	}
-	return &Agent{Config: c, runtime: runtime, restarted: map[string]time.Time{}}, nil
-}
-
-// Close ends the connection to the runtime.
-func (a *Agent) Close() error { return a.runtime.Close() }
+// New prepares an agent.
+func New(c Config) *Agent { return &Agent{Config: c, restarted: map[string]time.Time{}} }
 
 // Run works until ctx ends. While the API server is away it goes on with what it
 // knows: an exemption from NAT, for instance, is kept in place.
@@ -170,7 +159,7 @@ type round struct {
 func (a *Agent) work(ctx context.Context, part v1alpha1.NodeMigration) v1alpha1.NodeMigrationStatus {
 	r := &round{Agent: a, spec: part.Spec, st: part.Status}
 	var err error
-	r.sandboxes, err = a.runtime.ListSandboxes(ctx)
+	r.sandboxes, err = a.Runtime.ListSandboxes(ctx)
 	r.trouble(err)
 	if r.spec.Migration != "" {
 		r.exempt(ctx)
@@ -231,13 +220,13 @@ func (r *round) setRuntime(ctx context.Context) bool {
 	}
 	err := confswitch.Set(ctx, c, r.spec.Runtime)
 	if err == nil {
-		err = confswitch.Verify(ctx, c, r.runtime, r.spec.Runtime)
+		err = confswitch.Verify(ctx, c, r.Runtime, r.spec.Runtime)
 	}
 	r.trouble(err)
 	r.st.Runtime = r.spec.Runtime
 	if err != nil {
 		// What it has instead, as far as that can be told.
-		r.st.Runtime, _ = confswitch.Loaded(ctx, c, r.runtime)
+		r.st.Runtime, _ = confswitch.Loaded(ctx, c, r.Runtime)
 	}
 	return err == nil
 }

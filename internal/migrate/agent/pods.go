@@ -56,7 +56,7 @@ func (r *round) move(ctx context.Context) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			err := r.runtime.Restart(ctx, s.ID, grace)
+			err := r.Runtime.Restart(ctx, s.ID, grace)
 			mu.Lock()
 			defer mu.Unlock()
 			r.trouble(err)
@@ -67,7 +67,7 @@ func (r *round) move(ctx context.Context) {
 		})
 	}
 	wg.Wait()
-	sandboxes, err := r.runtime.ListSandboxes(ctx)
+	sandboxes, err := r.Runtime.ListSandboxes(ctx)
 	r.trouble(err)
 	if err == nil {
 		r.sandboxes = sandboxes
