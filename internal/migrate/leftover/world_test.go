@@ -104,7 +104,7 @@ func (p *place) text() string {
 		fmt.Fprintf(&b, "== %s\n%s", program, rulesOnly(p.run(program+"-save")))
 	}
 	fmt.Fprintf(&b, "== nft\n%s", p.run("nft", "-s", "list", "ruleset"))
-	fmt.Fprintf(&b, "== ip rule\n%s== ip route\n%s", p.run("ip", "rule"), p.run("ip", "route", "show", "table", "all"))
+	fmt.Fprintf(&b, "== ip rule\n%s== ip route\n%s", p.run("ip", "rule"), p.run("ip", "-4", "route", "show", "table", "all"))
 	links, err := p.net.Links()
 	if err != nil {
 		p.t.Fatal(err)

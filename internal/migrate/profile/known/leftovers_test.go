@@ -141,7 +141,7 @@ echo x >$R/sys/fs/bpf/tc/globals/others_map; echo x >$R/etc/sysctl.d/10-mine.con
 `
 
 const show = `
-iptables-nft-save | sed -e /^#/d -e 's/ \[.*//'; nft -s list ruleset; ip rule; ip route show table all; ip -br link | awk '{print $1}'
+iptables-nft-save | sed -e /^#/d -e 's/ \[.*//'; nft -s list ruleset; ip rule; ip -4 route show table all; ip -br link | awk '{print $1}'
 cd $R; find . -type f | sort | xargs md5sum
 `
 
