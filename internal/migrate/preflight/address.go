@@ -21,17 +21,17 @@ func (k *checker) checkIPAM() {
 		fmt.Sprintf("%s: %s", k.from.Profile, orUnknown(k.from.IPAM.Mode)),
 		fmt.Sprintf("%s: %s", k.to.Profile, orUnknown(k.to.IPAM.Mode)),
 	}
-	if setting := k.to.Settings["ipam"]; setting != "" {
+	if setting := k.to.ownRanges(); setting != "" {
 		k.find(finding{code: SameIPAM, evidence: evidence, fix: fmt.Sprintf("set %s, and %s to %s, which nothing here uses",
 			setting, k.to.Setting("pod-cidr"), k.free(k.family(false), 16))},
 			"%s and %s both give pods addresses from node.spec.podCIDR", k.from.Profile, k.to.Profile)
 		return
 	}
-	hop := "a CNI with ranges of its own, such as cilium with ipam.mode=cluster-pool"
-	if setting := k.from.Settings["ipam"]; setting != "" {
-		hop = fmt.Sprintf("%s with %s and %s=%s", k.from.Profile, setting, k.from.Setting("pod-cidr"), k.free(k.family(false), 16))
+	hop := fmt.Sprintf("to a CNI with ranges of its own first, such as cilium with ipam.mode=cluster-pool and %s", k.free(k.family(false), 16))
+	if setting := k.from.ownRanges(); setting != "" {
+		hop = fmt.Sprintf("to ranges of its own first (%s with %s and %s=%s on new nodes, or another CNI)", k.from.Profile, setting, k.from.Setting("pod-cidr"), k.free(k.family(false), 16))
 	}
-	fix := fmt.Sprintf("go in two hops: from %s to %s first, then from there to %s, which then has node.spec.podCIDR to itself", k.from.Profile, hop, k.to.Profile)
+	fix := fmt.Sprintf("go in two hops: %s, and from there to %s, which then has node.spec.podCIDR to itself", hop, k.to.Profile)
 	k.find(finding{code: NoOtherIPAM, evidence: evidence, fix: fix},
 		"%s has no other source of addresses than node.spec.podCIDR, and %s has given those to its pods", k.to.Profile, k.from.Profile)
 }
@@ -59,7 +59,11 @@ func (k *checker) checkPodCIDRs() {
 	for _, a := range k.from.PodCIDRs {
 		for _, b := range k.to.PodCIDRs {
 			if a.Overlaps(b) {
-				k.find(finding{code: PodCIDROverlap, fix: k.otherCIDR(b)}, "the pods' range %s of %s overlaps %s of %s", b, k.to.Profile, a, k.from.Profile)
+				fix := k.otherCIDR(b)
+				if k.from.IPAM.Source == "node" && k.to.IPAM.Source == "node" {
+					fix = "it follows from where both take their ranges from: see P1"
+				}
+				k.find(finding{code: PodCIDROverlap, fix: fix}, "the pods' range %s of %s overlaps %s of %s", b, k.to.Profile, a, k.from.Profile)
 			}
 		}
 	}
@@ -363,10 +367,23 @@ func (k *checker) checkFamilies() {
 		case gets:
 			k.find(finding{code: FamilyAdded}, "pods get %s addresses that they did not have", name)
 		default:
-			k.find(finding{code: FamilyMissing, evidence: k.wanting(six), fix: fmt.Sprintf("give %s a range of %s (%s), such as %s", k.to.Profile, name, k.to.Setting("pod-cidr"), k.free(six, map[bool]int{false: 16, true: 56}[six]))},
+			k.find(finding{code: FamilyMissing, evidence: k.wanting(six), fix: k.rangeOf(six)},
 				"pods have %s addresses today, and %s has no range of that family", name, k.to.Profile)
 		}
 	}
+}
+
+// rangeOf says how the target gets a range of a family.
+func (k *checker) rangeOf(six bool) string {
+	key, length := "pod-cidr", 16
+	if six {
+		key, length = "pod-cidr6", 56
+	}
+	setting := ""
+	if name := k.to.Settings[key]; name != "" {
+		setting = " (" + name + ")"
+	}
+	return fmt.Sprintf("give %s a range of %s%s, such as %s", k.to.Profile, familyName(six), setting, k.free(six, length))
 }
 
 // wanting are Services of one family, of which the API server takes care.
@@ -404,6 +421,13 @@ func (k *checker) free(six bool, length int) string {
 	taken := slices.Concat(k.from.PodCIDRs, k.to.PodCIDRs)
 	for _, u := range k.used() {
 		taken = append(taken, u.prefix)
+	}
+	for _, p := range k.moving {
+		for _, ip := range p.Status.PodIPs {
+			if a, ok := hostPrefix(ip.IP); ok {
+				taken = append(taken, a)
+			}
+		}
 	}
 	for p := range candidates(six, length) {
 		if !slices.ContainsFunc(taken, p.Overlaps) {

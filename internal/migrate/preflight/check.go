@@ -149,7 +149,7 @@ func (k *checker) find(f finding, format string, args ...any) {
 		f.severity = rule.Severity
 	}
 	if f.fix == "" {
-		f.fix = rule.Fix
+		f.fix = strings.ReplaceAll(rule.Fix, "`", "")
 	}
 	if f.on == nil {
 		f.on = []string{"cluster"}

@@ -91,7 +91,11 @@ func (c *Cluster) readFile(rel, path string) {
 
 func (c *Cluster) addFacts(rel string, data []byte) {
 	var n facts.Node
-	if err := yaml.Unmarshal(data, &n); err != nil {
+	read := yaml.Unmarshal
+	if json.Valid(data) {
+		read = func(data []byte, v any, _ ...yaml.JSONOpt) error { return json.Unmarshal(data, v) }
+	}
+	if err := read(data, &n); err != nil {
 		c.problem("%s: facts: %v", rel, err)
 		return
 	}
@@ -107,6 +111,10 @@ func (c *Cluster) addFacts(rel string, data []byte) {
 // AddFile adds the objects of a file of manifests, YAML documents or JSON, by
 // Add. What cannot be read is a problem that begins with name; the rest counts.
 func (c *Cluster) AddFile(name string, data []byte) {
+	if json.Valid(data) { // as most of a large dump is, and much faster to read
+		c.addDocument(name, 1, data)
+		return
+	}
 	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	for i := 1; ; i++ {
 		doc, err := docs.Read()
@@ -122,18 +130,23 @@ func (c *Cluster) AddFile(name string, data []byte) {
 			c.problem("%s: document %d: %v", name, i, err)
 			continue
 		}
-		if bytes.Equal(bytes.TrimSpace(raw), []byte("null")) {
-			continue
-		}
-		var d dump
-		if json.Unmarshal(raw, &d) == nil && d.APIVersion == dumpAPI && d.Kind == dumpKind {
-			c.Version = d.Version
-			c.Problems = append(c.Problems, d.Problems...)
-			continue
-		}
-		if err := c.Add(raw); err != nil {
-			c.problem("%s: document %d: %v", name, i, err)
-		}
+		c.addDocument(name, i, raw)
+	}
+}
+
+// addDocument adds what a document of a file holds, as JSON.
+func (c *Cluster) addDocument(name string, i int, raw []byte) {
+	if bytes.Equal(bytes.TrimSpace(raw), []byte("null")) {
+		return
+	}
+	var d dump
+	if json.Unmarshal(raw, &d) == nil && d.APIVersion == dumpAPI && d.Kind == dumpKind {
+		c.Version = d.Version
+		c.Problems = append(c.Problems, d.Problems...)
+		return
+	}
+	if err := c.Add(raw); err != nil {
+		c.problem("%s: document %d: %v", name, i, err)
 	}
 }
 

@@ -155,7 +155,7 @@ func (k *checker) checkBackup() {
 	}
 	var absent []string
 	for _, w := range k.from.Workloads {
-		if !k.exists(w) {
+		if !k.opts.Rollback && !k.exists(w) {
 			absent = append(absent, w)
 		}
 	}

@@ -150,13 +150,8 @@ func (k *checker) checkKernel() {
 
 // instead names what the target can do without a feature.
 func (k *checker) instead(need string) string {
-	if setting := k.to.Settings["tunnel-protocol"]; setting != "" {
-		switch need {
-		case "geneve":
-			return fmt.Sprintf("load the module (modprobe geneve), or set %s to vxlan", setting)
-		case "vxlan":
-			return fmt.Sprintf("load the module (modprobe vxlan), or set %s to geneve", setting)
-		}
+	if set := k.to.set("tunnel-protocol", "vxlan"); need == "geneve" && set != "" {
+		return "load the module (modprobe geneve), or " + set
 	}
 	return ""
 }

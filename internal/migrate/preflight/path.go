@@ -2,6 +2,7 @@ package preflight
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +18,7 @@ func (k *checker) checkGateway() {
 			k.find(finding{code: NodeNotGateway, evidence: s.Evidence}, "the node is not the gateway of the pods of %s: its routing does not reach them", s.Profile)
 		}
 		if s.Bypasses {
-			k.find(finding{code: BypassesHost, fix: "set " + s.Setting("legacy-routing")},
+			k.find(finding{code: BypassesHost, fix: s.set("legacy-routing", "true")},
 				"%s sends what its pods get and send around the node's own routing and netfilter", s.Profile)
 		}
 	}
@@ -84,7 +85,7 @@ func (k *checker) checkForwardRules(n node, six bool) {
 		for _, b := range family(k.to.PodCIDRs, six) {
 			for _, p := range []packet{{a, b, k.from.Links, k.to.Links}, {b, a, k.to.Links, k.from.Links}} {
 				for _, backend := range sortedKeys(sets) {
-					k.judgeForward(n, backend, sets[backend]["filter"], p)
+					k.judgeForward(n, backend, sets[backend]["filter"], p, a, b)
 				}
 			}
 		}
@@ -95,7 +96,7 @@ func (k *checker) checkForwardRules(n node, six bool) {
 	}
 }
 
-func (k *checker) judgeForward(n node, backend string, t table, p packet) {
+func (k *checker) judgeForward(n node, backend string, t table, p packet, a, b netip.Prefix) {
 	v, unclear := forward(t, p)
 	if v != dropped {
 		return
@@ -106,7 +107,7 @@ func (k *checker) judgeForward(n node, backend string, t table, p packet) {
 		return
 	}
 	k.find(finding{code: ForwardDrop, on: onNode(n.Name), evidence: evidence,
-		fix: fmt.Sprintf("on every node: %s -I FORWARD -s %s -d %s -j ACCEPT, and the same from %s to %s", backend, p.src, p.dst, p.dst, p.src)},
+		fix: fmt.Sprintf("on every node: %[1]s -I FORWARD -s %[2]s -d %[3]s -j ACCEPT, and %[1]s -I FORWARD -s %[3]s -d %[2]s -j ACCEPT", backend, a, b)},
 		"the node's firewall drops what pods of one side send to those of the other")
 }
 
@@ -229,13 +230,12 @@ func (k *checker) checkAutodetection() {
 		if len(s.Pinned) > 0 {
 			continue
 		}
-		fix := fmt.Sprintf("set %s to %s", s.Setting("devices"), strings.Join(devices, ","))
 		switch s.Autodetect {
 		case "first-found":
-			k.find(finding{code: AdoptsAddress, fix: fix, evidence: line("links of %s: %s", other.Profile, strings.Join(other.Links, " "))},
+			k.find(finding{code: AdoptsAddress, fix: s.set("devices", "kubernetes-internal-ip"), evidence: line("links of %s: %s", other.Profile, strings.Join(other.Links, " "))},
 				"%s takes the first address that it finds as the node's, and may take one of a link of %s", s.Profile, other.Profile)
 		case "devices":
-			k.find(finding{code: AdoptsLinks, fix: fix, evidence: line("links of %s: %s", other.Profile, strings.Join(other.Links, " "))},
+			k.find(finding{code: AdoptsLinks, fix: s.set("devices", strings.Join(devices, ",")), evidence: line("links of %s: %s", other.Profile, strings.Join(other.Links, " "))},
 				"%s attaches itself to every link that looks like the node's own, and may attach itself to those of %s", s.Profile, other.Profile)
 		}
 	}

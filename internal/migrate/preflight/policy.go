@@ -43,9 +43,16 @@ func (k *checker) checkEnforcement(policies int) {
 		return
 	}
 	if k.to.Enforces {
-		k.find(finding{code: PolicyEnforced, fix: "set " + k.to.Setting("policy") + " for the time of the migration"},
+		k.find(finding{code: PolicyEnforced, fix: during(k.to.set("policy", "never"))},
 			"%s enforces policies from its first pod on, and pods of %s, or the node's address that they come from, match none of their peers", k.to.Profile, k.from.Profile)
 	}
+}
+
+func during(fix string) string {
+	if fix == "" {
+		return ""
+	}
+	return fix + " for the time of the migration"
 }
 
 // checkPeers looks at who may talk to whom: by labels, which are lost where the

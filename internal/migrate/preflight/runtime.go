@@ -75,7 +75,8 @@ func (k *checker) checkConfDir(n node) {
 // checkServed: what the runtime gives to pods now has to be the source. Multus
 // in front of it is a finding of its own.
 func (k *checker) checkServed(n node, first explain.Network) {
-	if strings.Contains(first.File, "multus") || k.from.ConfFile == "" || k.from.ConfFile == first.File {
+	// On the way back, what is the source then is not served yet.
+	if k.opts.Rollback || strings.Contains(first.File, "multus") || k.from.ConfFile == "" || k.from.ConfFile == first.File {
 		return
 	}
 	k.find(finding{code: SourceNotServed, on: onNode(n.Name), evidence: line("%s: %s, network %s", n.Name, first.File, first.Name)},
@@ -202,20 +203,27 @@ func (k *checker) checkConfDirs() {
 // checkLatent: installed, the target must do nothing to pods or to the conf dir
 // before its turn, and the source nothing afterwards.
 func (k *checker) checkLatent() {
-	if k.to.WritesConf {
-		k.find(finding{code: NotLatent, fix: "set " + k.to.Setting("latent")}, "%s writes %s as soon as it runs: new pods get it on all nodes at once", k.to.Profile, k.to.ConfFile)
+	if k.to.WritesConf && !k.opts.Rollback {
+		k.find(finding{code: NotLatent, fix: k.to.set("latent", "true")}, "%s writes %s as soon as it runs: new pods get it on all nodes at once", k.to.Profile, k.to.ConfFile)
 	}
 	for _, s := range []Side{k.to, k.from} {
 		if s.Exclusive {
-			k.find(finding{code: Exclusive, on: []string{"profile " + s.Profile}, fix: fmt.Sprintf("set %s, and restart its agents", s.Setting("exclusive"))},
+			k.find(finding{code: Exclusive, on: []string{"profile " + s.Profile}, fix: restarted(s.set("exclusive", "false"))},
 				"%s renames the configurations of others, those of the migration too", s.Profile)
 		}
 		if s.RestartsPods {
-			k.find(finding{code: RestartsPods, on: []string{"profile " + s.Profile}, fix: "set " + s.Setting("restarts-pods")},
+			k.find(finding{code: RestartsPods, on: []string{"profile " + s.Profile}, fix: s.set("restarts-pods", "false")},
 				"a controller of %s deletes pods that another CNI made, without asking any budget", s.Profile)
 		}
 	}
 	k.checkEarlyConf()
+}
+
+func restarted(fix string) string {
+	if fix == "" {
+		return ""
+	}
+	return fix + ", and restart its agents"
 }
 
 // checkEarlyConf finds a file of the target that is there already, and would

@@ -6,7 +6,9 @@
 package preflight
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 
 	"braid.dev/braid/internal/migrate/facts"
 )
@@ -105,10 +107,10 @@ type Side struct {
 	// Workloads are its own DaemonSets and Deployments, as Kind/namespace/name.
 	Workloads []string `json:"workloads,omitempty"`
 	// Settings are names of its settings as its users write them, by what they
-	// set, so that a fix can be told in their words. Keys: tunnel-port,
-	// tunnel-protocol, tunnel-id, pod-cidr, ipam, mtu, exclusive, masquerade,
-	// masquerade-except, devices, hostport, policy, legacy-routing,
-	// restarts-pods, latent, ports.
+	// set, so that a fix can be told in their words; the values are preflight's.
+	// Keys: tunnel-port, tunnel-protocol, tunnel-id, pod-cidr, pod-cidr6, ipam,
+	// mtu, exclusive, masquerade, masquerade-except, devices, hostport, policy,
+	// legacy-routing, restarts-pods, latent, ports.
 	Settings map[string]string `json:"settings,omitempty"`
 	// Evidence is where the profile read all this, as short lines.
 	Evidence []string `json:"evidence,omitempty"`
@@ -190,4 +192,33 @@ func (s Side) Setting(key string) string {
 		return name
 	}
 	return key
+}
+
+// set says how to give a setting a value, in the user's words; nothing when
+// the side has no such setting. A name may hold its value, or be the part of a
+// manifest that does the wrong thing.
+func (s Side) set(key, value string) string {
+	name := s.Settings[key]
+	switch {
+	case name == "":
+		return ""
+	case strings.Contains(name, "="):
+		return "set " + name
+	case strings.HasPrefix(name, "the init container "):
+		return "install it without " + name
+	case strings.HasPrefix(name, "the plugin "):
+		return "add " + name
+	case strings.Contains(name, " ") && !strings.Contains(name, " in "):
+		return ""
+	}
+	return fmt.Sprintf("set %s to %s", name, value)
+}
+
+// ownRanges says how a CNI that takes its ranges from the nodes has its own
+// instead; nothing when it cannot.
+func (s Side) ownRanges() string {
+	return map[string]string{
+		"cilium": "ipam.mode=cluster-pool",
+		"calico": "ipam.type=calico-ipam in cni_network_config",
+	}[s.Profile]
 }

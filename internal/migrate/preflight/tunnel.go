@@ -44,6 +44,8 @@ func TunnelConflict(a, b facts.Tunnel) (conflict string) {
 // on a port, and no other link beside it.
 func geneveConflict(a, b facts.Tunnel) string {
 	switch {
+	case a.External && b.External:
+		return fmt.Sprintf("two external geneve links want UDP port %d: the second cannot be made (device or resource busy)", a.Port)
 	case a.External || b.External:
 		return fmt.Sprintf("an external geneve link must be alone on UDP port %d: the second cannot be made (operation not permitted)", a.Port)
 	case a.ID == b.ID:

@@ -68,9 +68,10 @@ var tunnelCases = []struct {
 	{"one VNI in two VRFs", vxlan(1, 8472, vrf("red")), vxlan(1, 8472, vrf("blue")), "file exists", ""},
 	{"vxlan and geneve on one port", vxlan(1, 6081), geneve(1, 6081), "", "address already in use"},
 	{"vxlan and geneve on their own", vxlan(1, 4789), geneve(1, 6081), "", ""},
-	{"two external geneve", geneve(0, 6081, external), geneve(0, 6081, external), "operation not permitted", ""},
+	{"two external geneve", geneve(0, 6081, external), geneve(0, 6081, external), "device or resource busy", ""},
 	{"external geneve and another", geneve(0, 6081, external), geneve(7, 6081), "operation not permitted", ""},
 	{"geneve, and external later", geneve(7, 6081), geneve(0, 6081, external), "operation not permitted", ""},
+	{"two geneve of one VNI", geneve(7, 6081), geneve(7, 6081), "device or resource busy", ""},
 	{"two geneve", geneve(7, 6081), geneve(8, 6081), "", ""},
 	{"two external geneve on two ports", geneve(0, 6081, external), geneve(0, 6082, external), "", ""},
 }

@@ -37,10 +37,7 @@ func (k *checker) checkHostPorts() {
 }
 
 func (k *checker) judgeHostPorts(with []string) {
-	fix := "set " + k.to.Setting("hostport")
-	if k.to.Settings["hostport"] == "" {
-		fix = "add the plugin portmap to the target's configuration"
-	}
+	fix := k.to.set("hostport", "on")
 	switch k.to.HostPort {
 	case "none":
 		k.find(finding{code: HostPortLost, evidence: with, fix: fix}, "%s serves no host ports as it is configured", k.to.Profile)
