@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -101,6 +102,10 @@ func flatten(u *unstructured.Unstructured) ([]*unstructured.Unstructured, error)
 	case !u.IsList():
 		if u.GetName() == "" {
 			return nil, fmt.Errorf("a %s without a name", u.GetKind())
+		}
+		// YAML has a boolean for n and no: the object would end up elsewhere.
+		if _, _, err := unstructured.NestedString(u.Object, "metadata", "namespace"); err != nil {
+			return nil, fmt.Errorf("%s %s: %w", u.GetKind(), u.GetName(), err)
 		}
 		return []*unstructured.Unstructured{u}, nil
 	}
@@ -202,14 +207,23 @@ func (a *applier) apply(ctx context.Context, u *unstructured.Unstructured) (Appl
 // applyTimeout bounds the work on one object: webhooks may take half of it.
 const applyTimeout = time.Minute
 
+// changeOf compares what there is to say of an object. Its version says less: who
+// manages what is noted anew now and then.
 func changeOf(before, after *unstructured.Unstructured) Change {
 	switch {
 	case before == nil:
 		return Created
-	case before.GetResourceVersion() == after.GetResourceVersion():
+	case reflect.DeepEqual(substance(before), substance(after)):
 		return Unchanged
 	}
 	return Changed
+}
+
+func substance(u *unstructured.Unstructured) map[string]any {
+	u = u.DeepCopy()
+	u.SetManagedFields(nil)
+	u.SetResourceVersion("")
+	return u.Object
 }
 
 // client is the door to an object's resource; it fills in the namespace.
