@@ -94,34 +94,39 @@ func parseTunnel(m []byte) (index int, t Tunnel, ok bool, err error) {
 	if err != nil {
 		return index, t, false, err
 	}
-	attrs, err := nl.ParseRouteAttr(data)
-	if err != nil {
-		return index, t, false, err
-	}
-	for _, a := range attrs {
+	err = eachAttribute(data, func(kind int, value []byte) {
 		if t.Kind == "vxlan" {
-			t.vxlan(int(a.Attr.Type&nlaTypeMask), a.Value)
+			t.vxlan(kind, value)
 		} else {
-			t.geneve(int(a.Attr.Type&nlaTypeMask), a.Value)
+			t.geneve(kind, value)
 		}
-	}
-	return index, t, true, nil
+	})
+	return index, t, err == nil, err
 }
 
-const nlaTypeMask = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
-
-// attribute is the value of the first attribute of that type, nil without one.
-func attribute(list []byte, kind uint16) ([]byte, error) {
-	attrs, err := nl.ParseRouteAttr(list)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range attrs {
-		if a.Attr.Type&nlaTypeMask == kind {
-			return a.Value, nil
+// attribute is the value of the attribute of that type, nil without one.
+func attribute(list []byte, wanted int) (found []byte, err error) {
+	err = eachAttribute(list, func(kind int, value []byte) {
+		if kind == wanted {
+			found = value
 		}
+	})
+	return found, err
+}
+
+// eachAttribute calls f with every attribute of a list (netlink(7)). The
+// library's own parser does not survive a last one without its padding.
+func eachAttribute(list []byte, f func(kind int, value []byte)) error {
+	for len(list) >= unix.SizeofRtAttr {
+		size := int(binary.NativeEndian.Uint16(list))
+		if size < unix.SizeofRtAttr || size > len(list) {
+			return errors.New("attribute does not fit")
+		}
+		kind := binary.NativeEndian.Uint16(list[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+		f(int(kind), list[unix.SizeofRtAttr:size])
+		list = list[min((size+3)&^3, len(list)):]
 	}
-	return nil, nil
+	return nil
 }
 
 func trimNUL(b []byte) []byte {
