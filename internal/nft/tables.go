@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -24,9 +25,20 @@ type Table struct {
 	Chains []string
 	// Rules is how many rules it has.
 	Rules int
+	// Marked are those of its rules that have a comment.
+	Marked []MarkedRule
 	// Digest is of its chains, rules and the names of its sets. Counters, elements
 	// of sets and whatever else the passing of packets changes are not in it.
 	Digest string
+}
+
+// MarkedRule is a rule that says in a comment whose it is.
+type MarkedRule struct {
+	Family, Table, Chain, Comment string
+	// Addrs are the addresses, of the table's family, that it compares with or
+	// translates to.
+	Addrs  []netip.Addr
+	handle uint64
 }
 
 var families = map[nftables.TableFamily]string{
@@ -73,6 +85,11 @@ func (c *Conn) tables() ([]Table, error) {
 			}
 			table.Rules += len(rules)
 			for _, r := range rules {
+				if comment := tagsOf(r.userData)[tagComment]; comment != "" {
+					table.Marked = append(table.Marked, MarkedRule{
+						Family: table.Family, Table: t.Name, Chain: chain.Name, Comment: comment, Addrs: addrsIn(r.exprs), handle: r.handle,
+					})
+				}
 				fmt.Fprintf(&text, "%d %x %x\n", r.handle, r.userData, stateless(r.exprs))
 			}
 		}
@@ -137,6 +154,59 @@ func stateless(exprs []byte) []byte {
 		out = append(out, data...)
 	}
 	return out
+}
+
+// addrsIn are the values in a rule's expressions that are as long as addresses.
+func addrsIn(exprs []byte) []netip.Addr {
+	var addrs []netip.Addr
+	var walk func(data []byte, depth int)
+	walk = func(data []byte, depth int) {
+		attrs, err := netlink.UnmarshalAttributes(data)
+		if err != nil {
+			return
+		}
+		for _, a := range attrs {
+			// A list of expressions, their data, a value in it, its bytes.
+			if depth == 3 && a.Type&^unix.NLA_F_NESTED == unix.NFTA_DATA_VALUE {
+				if addr, ok := netip.AddrFromSlice(a.Data); ok {
+					addrs = append(addrs, addr)
+				}
+			} else if depth < 3 {
+				walk(a.Data, depth+1)
+			}
+		}
+	}
+	walk(exprs, 0)
+	return addrs
+}
+
+// DeleteMarked removes a rule that Tables returned. One that is not there is
+// removed already.
+func DeleteMarked(ns *netns.NS, m MarkedRule) error {
+	return Change(ns, func(c *Conn) error {
+		chains, err := c.ListChains()
+		if err != nil {
+			return fmt.Errorf("list chains: %w", err)
+		}
+		for _, chain := range chains {
+			if chain.Name != m.Chain || chain.Table.Name != m.Table || families[chain.Table.Family] != m.Family {
+				continue
+			}
+			rules, err := c.Rules(chain)
+			if err != nil {
+				return err
+			}
+			rules = slices.DeleteFunc(rules, func(r Rule) bool { return r.handle != m.handle })
+			if len(rules) == 0 {
+				return nil
+			}
+			if err := c.Delete(rules); err != nil {
+				return err
+			}
+			return c.Flush()
+		}
+		return nil
+	})
 }
 
 // DeleteTable removes a table with all that is in it. One that is not there is

@@ -179,6 +179,7 @@ func (h *Handle) DelAnyRule(r AnyRule) error {
 func (h *Handle) AddLocalRule(ipv6 bool) error {
 	rule := netlink.NewRule()
 	rule.Priority, rule.Table, rule.Family = 0, LocalTable, unix.AF_INET
+	rule.Protocol = unix.RTPROT_KERNEL // as the first one is: to the kernel it is another rule otherwise
 	if ipv6 {
 		rule.Family = unix.AF_INET6
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -268,6 +270,57 @@ func findTables(tables []nft.Table, l spec.Spec, use InUse, v living) []finding 
 	return found
 }
 
+// findMarked lists the rules that the reference plugins keep in tables of
+// nftables of their own, for all networks together. portmap writes only the
+// container into a rule, so that the addresses in it have to say the network.
+func findMarked(tables []nft.Table, l spec.Spec, use InUse, v living) []finding {
+	var found []finding
+	for _, t := range tables {
+		for _, m := range t.Marked {
+			id, ours := markedFor(m, l)
+			if !ours {
+				continue
+			}
+			reason := v.containerLike(id)
+			if _, theirs := markedFor(m, use.Other); theirs {
+				reason = both(use.Other)
+			}
+			found = append(found, finding{
+				kind: "rule", name: fmt.Sprintf("nftables %s %s %s, for %s", m.Family, m.Table, m.Chain, m.Comment), inUse: reason, stage: inFirewall,
+				remove: func(_ context.Context, h *hands) error { return nft.DeleteMarked(h.node.NS, m) },
+			})
+		}
+		// The table itself goes when the rules of all containers are gone.
+		empty := len(t.Marked) == 0 && (t.Name == portmapTable && l.Portmap && !use.Other.Portmap && (t.Family == "ip" || t.Family == "ip6") ||
+			t.Name == masqueradeTable && l.Masquerade && !use.Other.Masquerade && t.Family == "inet")
+		if empty {
+			found = append(found, finding{kind: "table", name: t.Family + " " + t.Name, inUse: v.network(), stage: inTables,
+				remove: func(_ context.Context, h *hands) error { return nft.DeleteTable(h.node.NS, t.Family, t.Name) }})
+		}
+	}
+	return found
+}
+
+// masqueradeComment is what the reference plugins write into a rule: a digest,
+// the network, the interface and the container, cut off where it is too long.
+var masqueradeComment = regexp.MustCompile(`^[^,]*, net: (.*), if: [^,]*, id: ([^,]*)$`)
+
+// markedFor is the container that a rule is for, if it is of the network.
+func markedFor(m nft.MarkedRule, l spec.Spec) (id string, ours bool) {
+	switch m.Table {
+	case portmapTable:
+		ours = l.Portmap && slices.ContainsFunc(m.Addrs, func(a netip.Addr) bool { return contains(l.PodCIDRs, a) })
+		return m.Comment, ours
+	case masqueradeTable:
+		found := masqueradeComment.FindStringSubmatch(m.Comment)
+		if found == nil || !l.Masquerade || found[1] != l.Network {
+			return "", false
+		}
+		return found[2], true
+	}
+	return "", false
+}
+
 // ofIptables reports whether a table is one that iptables-nft keeps.
 func ofIptables(t nft.Table) bool {
 	return (t.Family == "ip" || t.Family == "ip6") && slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, t.Name)
@@ -282,7 +335,14 @@ func othersTables(tables []nft.Table, l, other spec.Spec, iptables bool, s *snap
 		case slices.Contains(l.Tables, id), slices.Contains(other.Tables, id):
 		case ofIptables(t) && iptables:
 		case t.Name == "kube-proxy":
-		case t.Name == portmapTable && (l.Portmap || other.Portmap):
+		case t.Name == portmapTable && (l.Portmap || other.Portmap), t.Name == masqueradeTable && (l.Masquerade || other.Masquerade):
+			for _, m := range t.Marked {
+				_, ours := markedFor(m, l)
+				_, theirs := markedFor(m, other)
+				if !ours && !theirs {
+					s.addOnly("nftables "+t.Family+" "+t.Name, m.Chain+" "+m.Comment)
+				}
+			}
 		default:
 			s.add("nftables", fmt.Sprintf("table %s %s, %d rules, %s", t.Family, t.Name, t.Rules, t.Digest[:12]))
 		}
@@ -292,3 +352,6 @@ func othersTables(tables []nft.Table, l, other spec.Spec, iptables bool, s *snap
 // portmapTable is where the plugin portmap keeps its rules in nftables, those
 // of all networks together.
 const portmapTable = "cni_hostport"
+
+// masqueradeTable is where masquerading has its rules in nftables.
+const masqueradeTable = "cni_plugins_masquerade"

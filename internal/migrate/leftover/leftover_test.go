@@ -345,11 +345,19 @@ func (m *meddler) Run(ctx context.Context, stdin []byte, args ...string) ([]byte
 // Cilium moves the rule of the local table behind its own. A node without that
 // rule does not reach itself.
 func TestTheRuleOfTheLocalTableIsPutBack(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		testLocalRule(t, cut)
+	}
+}
+
+func testLocalRule(t *testing.T, cut bool) {
 	p := newPlace(t)
 	p.run("ip", "link", "set", "lo", "up")
 	before := p.run("ip", "rule")
 	p.run("ip", "rule", "add", "from", "all", "lookup", "local", "priority", "100")
-	p.run("ip", "rule", "del", "priority", "0")
+	if !cut { // killed after the one is back and before the other is gone
+		p.run("ip", "rule", "del", "priority", "0")
+	}
 	p.run("ip", "rule", "add", "fwmark", "0x200/0xf00", "lookup", "2004", "priority", "9")
 	p.run("ip", "route", "add", "local", "default", "dev", "lo", "table", "2004")
 	l := spec.Spec{Profile: "cilium", LocalRule: 100, Rules: []spec.RulePattern{{Table: 2004}}, Routes: []spec.RoutePattern{{Table: 2004}}}

@@ -74,6 +74,16 @@ func (v living) container(id string) string {
 	return v.agent()
 }
 
+// containerLike is container for an identity that may be cut off.
+func (v living) containerLike(id string) string {
+	for living := range v.containers {
+		if id == "" || strings.HasPrefix(living, id) {
+			return v.container(living)
+		}
+	}
+	return v.agent()
+}
+
 // addr says why what one address has must stay.
 func (v living) addr(a netip.Addr) string {
 	if name, ok := v.addrs[a]; ok {

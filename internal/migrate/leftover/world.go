@@ -57,6 +57,7 @@ func (h *hands) look(ctx context.Context, l spec.Spec, use InUse) ([]finding, *s
 	tables, err := nft.Tables(h.node.NS)
 	errs = append(errs, err, unreadable(walls, tables, l), h.unreadableLegacy(walls))
 	found = append(found, findTables(tables, l, use, v)...)
+	found = append(found, findMarked(tables, l, use, v)...)
 	othersTables(tables, l, use.Other, has(walls, "iptables-nft", "iptables"), s)
 
 	sets, err := readSets(ctx, h.host)
