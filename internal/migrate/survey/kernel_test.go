@@ -370,3 +370,37 @@ func TestRulesOfBothKinds(t *testing.T) {
 		t.Errorf("%v", texts)
 	}
 }
+
+func TestLegacyRulesAreReadOnlyWhereThereAreSome(t *testing.T) {
+	kerneltest.Need(t, kerneltest.IptablesLegacy)
+	ns := kerneltest.NewNS(t)
+	handle(t, ns)
+	s := survey{}
+	names := func() (text string) {
+		try(t, ns.Do(func() error { text = s.legacyTables("ip_tables_names"); return nil }))
+		return text
+	}
+	legacy := func() (text string) {
+		for _, r := range Collect(t.Context(), Config{NS: ns}).Firewall {
+			if r.Backend == "iptables-legacy" {
+				text = r.Text
+			}
+		}
+		return text
+	}
+	if before, text, after := names(), legacy(), names(); before != "" || text != "" || after != "" {
+		t.Errorf("tables %q, rules %q, then tables %q", before, text, after)
+	}
+	try(t, ns.Do(func() error {
+		if out, err := exec.Command("iptables-legacy", "-t", "nat", "-A", "POSTROUTING", "-s", "10.244.0.0/16", "-j", "ACCEPT").CombinedOutput(); err != nil {
+			return fmt.Errorf("iptables-legacy: %w: %s", err, out)
+		}
+		return nil
+	}))
+	if text := legacy(); !strings.Contains(text, "-A POSTROUTING -s 10.244.0.0/16 -j ACCEPT") {
+		t.Errorf("rules %q", text)
+	}
+	if len(s.node.Problems) > 0 {
+		t.Error(s.node.Problems)
+	}
+}
