@@ -90,7 +90,7 @@ func Inspect(ctx context.Context, cfg Config) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	seen, err := cfg.observe(ctx, cfg.families())
+	seen, err := cfg.look(ctx)
 	if err != nil {
 		return Plan{}, fmt.Errorf("preserve source: %w", err)
 	}
@@ -126,8 +126,10 @@ func Verify(ctx context.Context, cfg Config) error {
 // Remove takes the exemption away and gives settings their values of before.
 // It may be repeated, and completes what a crash interrupted. Without a state
 // file it removes rules only, which carry their own name.
+//
+// What is ours is known by its name: no address needs to be configured.
 func Remove(ctx context.Context, cfg Config) error {
-	cfg, err := cfg.checked()
+	cfg, err := cfg.usable()
 	if err != nil {
 		return err
 	}
@@ -145,7 +147,7 @@ func (c Config) remove(ctx context.Context, before []original) error {
 	const rounds = 4 // one may be lost to somebody who changes the same rules
 	var failed error
 	for range rounds {
-		seen, err := c.observe(ctx, bothFamilies)
+		seen, err := c.observe(ctx, bothFamilies, before)
 		if err != nil {
 			return err
 		}
@@ -164,12 +166,20 @@ func (c Config) remove(ctx context.Context, before []original) error {
 }
 
 func (c Config) inspect(ctx context.Context, l *lessons) (Plan, error) {
-	seen, err := c.observe(ctx, c.families())
+	seen, err := c.look(ctx)
 	if err != nil {
 		return Plan{}, err
 	}
 	l.teach(&seen)
 	return planOf(c, seen), nil
+}
+
+func (c Config) look(ctx context.Context) (Observed, error) {
+	before, err := c.recall()
+	if err != nil {
+		return Observed{}, err
+	}
+	return c.observe(ctx, c.families(), before)
 }
 
 // do takes the steps in order, up to the first that fails. A link that has
@@ -207,20 +217,29 @@ func (e *stepError) Error() string {
 
 func (e *stepError) Unwrap() error { return e.err }
 
-// checked refuses what would exempt too much or nothing, and fills in defaults.
-func (c Config) checked() (Config, error) {
+// usable refuses what neither Apply nor Remove can work with, and fills in
+// defaults.
+func (c Config) usable() (Config, error) {
 	if c.MasqueradeBit == 0 {
 		c.MasqueradeBit = 0x4000
 	}
 	if c.StateFile == "" || c.Host == nil {
 		return c, errors.New("preserve source: no state file, or nobody to run programs on the host")
 	}
+	return c, nil
+}
+
+// checked also refuses what would exempt too much or nothing.
+func (c Config) checked() (Config, error) {
+	c, err := c.usable()
+	if err != nil {
+		return c, err
+	}
 	for _, p := range slices.Concat(c.OldDevices, c.NewDevices) {
 		if _, err := path.Match(p, ""); err != nil {
 			return c, fmt.Errorf("preserve source: devices %q: %w", p, err)
 		}
 	}
-	var err error
 	if c.Old, err = masked(c.Old); err == nil {
 		c.New, err = masked(c.New)
 	}

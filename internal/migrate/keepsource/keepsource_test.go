@@ -70,7 +70,7 @@ func (w *world) check(t *testing.T, when string, want func(from, hidden string, 
 	t.Helper()
 	for _, is6 := range []bool{false, true} {
 		for _, d := range four {
-			if got, want := w.seen(t, d.from, at(d.to, is6)), want(d.from, d.hidden, is6); got != want {
+			if got, want := w.seen(t, d.from, at(d.to, is6), patient), want(d.from, d.hidden, is6); got != want {
 				t.Errorf("%s: %s sees %s as %s, want %s", when, d.to, d.from, got, want)
 			}
 		}
@@ -119,7 +119,11 @@ func TestEndOfNATAloneBreaksWhatNATHeldTogether(t *testing.T) {
 			tc.cause(w, t)
 			f1toC2 := func(when, want string) {
 				t.Helper()
-				if got := w.seen(t, "f1", at("c2", false)); got != want {
+				wait := patient
+				if want == "nobody" {
+					wait = brief
+				}
+				if got := w.seen(t, "f1", at("c2", false), wait); got != want {
 					t.Errorf("%s: c2 sees f1 as %s, want %s", when, got, want)
 				}
 			}
@@ -149,7 +153,7 @@ func TestServicesKeepTheSourceUnlessKubeProxyAsks(t *testing.T) {
 		for _, is6 := range []bool{false, true} {
 			plain, marked := w.service(t, is6)
 			for to, want := range map[netip.AddrPort]string{plain: own("f1", "", is6), marked: hidden("", "node1 cilium_host", is6)} {
-				if got := w.seen(t, "f1", to); got != want {
+				if got := w.seen(t, "f1", to, patient); got != want {
 					t.Errorf("by %s c2 sees f1 as %s, want %s", to, got, want)
 				}
 			}
@@ -186,7 +190,7 @@ func TestKubeProxyInNFTables(t *testing.T) {
 	w.apply(t, dir)
 	w.check(t, "meanwhile", own)
 	for to, want := range map[string]string{"10.96.0.10:80": own("f1", "", false), "10.96.0.11:80": hidden("", "node1 cilium_host", false)} {
-		if got := w.seen(t, "f1", netip.MustParseAddrPort(to)); got != want {
+		if got := w.seen(t, "f1", netip.MustParseAddrPort(to), patient); got != want {
 			t.Errorf("by %s c2 sees f1 as %s, want %s", to, got, want)
 		}
 	}
@@ -203,7 +207,7 @@ func TestConnectionsSurviveBothTurns(t *testing.T) {
 			t.Helper()
 			for _, is6 := range []bool{false, true} {
 				for _, d := range four {
-					k, seen, err := w.connect(d.from, at(d.to, is6))
+					k, seen, err := w.connect(d.from, at(d.to, is6), patient)
 					try(t, err)
 					talks = append(talks, talk{k, seen})
 				}
@@ -251,8 +255,8 @@ func TestRemoveLeavesTheNodeAsItWas(t *testing.T) {
 			if w.text(t, "node1") == before {
 				t.Error("Apply changed nothing")
 			}
-			for range 2 {
-				try(t, Remove(t.Context(), c))
+			for range 2 { // with addresses of another migration, or none
+				try(t, Remove(t.Context(), Config{NS: c.NS, Host: c.Host, StateFile: c.StateFile}))
 			}
 			if diff := cmp.Diff(before, w.text(t, "node1")); diff != "" {
 				t.Errorf("after Remove: %s", diff)
@@ -277,8 +281,8 @@ func TestCrashAnywhereThenRemoveLeavesTheNodeAsItWas(t *testing.T) {
 		for n := range len(steps) + 1 {
 			try(t, c.remember(steps))
 			must(c.do(t.Context(), steps[:n]))(t)
-			seen := must(c.observe(t.Context(), bothFamilies))(t)
-			removal = removalOf(seen, must(c.recall())(t)).Steps
+			known := must(c.recall())(t)
+			removal = removalOf(must(c.observe(t.Context(), bothFamilies, known))(t), known).Steps
 			try(t, Remove(t.Context(), c))
 			if diff := cmp.Diff(before, w.text(t, "node1")); diff != "" {
 				t.Errorf("crash after %d of %d steps, then Remove: %s", n, len(steps), diff)
@@ -311,7 +315,7 @@ func TestApplyHealsWhatOthersUndo(t *testing.T) {
 		}
 		harms := map[string]func(){
 			"a link made strict": func() {
-				try(t, rtnl.Sysctl{}.Set(c.NS, rtnl.Setting{Path: rpFilterPath("all"), Value: "1"}, rtnl.Setting{Path: rpFilterPath("cni0"), Value: "0"}))
+				w.rpFilter(t, "node1", "cni0", "0") // and all is 1
 			},
 			"FORWARD emptied of ours":    run(program(w.firewall, false), "-D", "FORWARD", "1"),
 			"somebody put himself first": run(program(w.firewall, true), "-I", "FORWARD", "1", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"),
@@ -348,32 +352,35 @@ func TestApplyHealsWhatOthersUndo(t *testing.T) {
 // sorted is for texts whose tables are in the order in which they were made.
 func sorted(text string) []string { return slices.Sorted(strings.Lines(text)) }
 
+func (w *world) rpFilter(t *testing.T, node, link, value string) string {
+	t.Helper()
+	if value != "" {
+		try(t, rtnl.Sysctl{}.Set(w.at[node], rtnl.Setting{Path: rpFilterPath(link), Value: value}))
+	}
+	return must(rtnl.Sysctl{}.Get(w.at[node], rpFilterPath(link)))(t)
+}
+
 func TestLinksThatAppearLaterAreLooseAndThoseThatReturnAreNew(t *testing.T) {
 	w := newWorld(t, usual())
 	c := w.config(t, "node1", t.TempDir())
-	filter := func(link, value string) string {
-		t.Helper()
-		if value != "" {
-			try(t, rtnl.Sysctl{}.Set(c.NS, rtnl.Setting{Path: rpFilterPath(link), Value: value}))
-		}
-		return must(rtnl.Sysctl{}.Get(c.NS, rpFilterPath(link)))(t)
-	}
+	filter := func(link, value string) string { t.Helper(); return w.rpFilter(t, "node1", link, value) }
 	h := w.handle(t, "node1")
-	make := func(value string) rtnl.Link {
+	appear := func(value string) rtnl.Link {
 		t.Helper()
 		l := must(h.AddVeth(rtnl.Veth{New: rtnl.New{Name: "lxc9"}, Peer: rtnl.New{Name: "peer"}, PeerNS: w.at["c1"]}))(t)
+		up(t, h, l, netip.MustParsePrefix("172.20.1.99/32"))
 		filter("lxc9", value)
 		return l
 	}
 	filter("flannel.1", "1")
 	must(Apply(t.Context(), c))(t)
-	first := make("1")
+	first := appear("1")
 	must(Apply(t.Context(), c))(t)
 	if got := filter("lxc9", ""); got != "2" {
 		t.Errorf("a new link has %s", got)
 	}
 	try(t, h.Del(first.Index))
-	second := make("2") // as somebody wants it
+	second := appear("2") // as somebody wants it
 	must(Apply(t.Context(), c))(t)
 	if first.Index == second.Index {
 		t.Fatalf("the kernel gave index %d twice", first.Index)
@@ -382,6 +389,70 @@ func TestLinksThatAppearLaterAreLooseAndThoseThatReturnAreNew(t *testing.T) {
 	try(t, Remove(t.Context(), c))
 	if got := filter("lxc9", "") + filter("flannel.1", ""); got != "20" {
 		t.Errorf("lxc9 and flannel.1 have %s, want what others gave them", got)
+	}
+}
+
+// The kernel takes no packet from a link without an address that no route leads
+// to, be it strict or loose. Such are the links of Cilium's pods.
+func TestLinksWithoutAddressNeedAllToBeOff(t *testing.T) {
+	w := newWorld(t, usual())
+	w.at["x"] = kerneltest.NewNS(t)
+	h, x := w.handle(t, "node1"), w.handle(t, "x")
+	lxc := must(h.AddVeth(rtnl.Veth{New: rtnl.New{Name: "lxc7"}, Peer: rtnl.New{Name: "eth0"}, PeerNS: w.at["x"]}))(t)
+	up(t, h, lxc)
+	eth := must(x.Link("eth0"))(t)
+	up(t, x, eth)
+	w.awaitLinks(t, "x")
+	w.awaitLinks(t, "node1")
+	// An address whose route on node1 is the other overlay.
+	up(t, x, eth, netip.MustParsePrefix("172.20.2.77/32"))
+	gw := netip.MustParseAddr("172.20.1.1")
+	try(t, x.AddRoute(rtnl.Route{Dst: netip.PrefixFrom(gw, 32), Link: eth.Index, Scope: 253}))
+	try(t, x.AddRoute(rtnl.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: gw, Link: eth.Index}))
+	passes := func() bool {
+		t.Helper()
+		const enough = 80 // while the neighbours are asked for, the first ones may be lost
+		return w.hears(t, "f1", "x", address("f1", false), enough)
+	}
+	filter := func(link, value string) string { t.Helper(); return w.rpFilter(t, "node1", link, value) }
+	if !passes() {
+		t.Fatal("the packet does not pass without any filter")
+	}
+	for _, all := range []string{"1", "2"} {
+		filter("all", all)
+		if w.hears(t, "f1", "x", address("f1", false), 5) {
+			t.Fatalf("all = %s: the packet passes, so that there is nothing to do", all)
+		}
+	}
+	filter("all", "1")
+	filter("cni0", "2")
+	before := w.text(t, "node1")
+	c := w.config(t, "node1", t.TempDir())
+	c.OldDevices = append(c.OldDevices, "nothing*")
+	c.NewDevices = []string{"lxc7", "cilium_host"}
+	must(Apply(t.Context(), c))(t)
+	if !passes() {
+		t.Error("the packet does not pass")
+	}
+	late := must(h.AddVeth(rtnl.Veth{New: rtnl.New{Name: "late"}, Peer: rtnl.New{Name: "late"}, PeerNS: w.at["x"]}))(t)
+	must(Apply(t.Context(), c))(t)
+	if must(Apply(t.Context(), c))(t) {
+		t.Error("Apply does not come to rest")
+	}
+	for link, want := range map[string]string{"all": "0", "lxc7": "0", "cilium_host": "2", "cni0": "2", "lxc0": "1", "lo": "1", "late": "1"} {
+		if got := filter(link, ""); got != want {
+			t.Errorf("%s has %s, want %s", link, got, want)
+		}
+	}
+	filter("all", "1") // as the node's own boot scripts say
+	must(Apply(t.Context(), c))(t)
+	if !passes() {
+		t.Error("the packet does not pass after somebody had changed all")
+	}
+	try(t, Remove(t.Context(), c))
+	try(t, h.Del(late.Index))
+	if diff := cmp.Diff(before, w.text(t, "node1")); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -443,13 +514,13 @@ func TestChainsThatDropAreNamed(t *testing.T) {
 		if !strings.Contains(notes, "IPv4: nftables chain inet fw more drops") {
 			t.Errorf("%s: notes %s", drop, notes)
 		}
-		if got := w.seen(t, "f1", at("c2", false)); got != "nobody" {
+		if got := w.seen(t, "f1", at("c2", false), brief); got != "nobody" {
 			t.Errorf("%s: c2 sees f1 as %s: the note is wrong", drop, got)
 		}
 		for _, n := range []string{"node1", "node2"} {
 			w.nft(t, n, "insert rule inet fw more ip saddr 172.20.0.0/16 ip daddr 10.243.0.0/16 accept")
 		}
-		if got := w.seen(t, "f1", at("c2", false)); got != own("f1", "", false) {
+		if got := w.seen(t, "f1", at("c2", false), patient); got != own("f1", "", false) {
 			t.Errorf("%s: c2 sees f1 as %s: the note does not help", drop, got)
 		}
 	}

@@ -9,12 +9,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"braid.dev/braid/internal/rtnl"
 )
 
-// observe reads from the kernel what planOf and removalOf need.
-func (c Config) observe(ctx context.Context, families []bool) (Observed, error) {
+// observe reads from the kernel what planOf and removalOf need. Before is what
+// the state file knows.
+func (c Config) observe(ctx context.Context, families []bool, before []original) (Observed, error) {
 	var seen Observed
 	for _, is6 := range families {
 		f, err := c.family(ctx, is6)
@@ -27,7 +29,13 @@ func (c Config) observe(ctx context.Context, families []bool) (Observed, error) 
 	if seen.All, err = c.rpFilter("all"); err != nil {
 		return seen, err
 	}
-	seen.Links, err = c.links()
+	seen.AllWas = seen.All
+	for _, o := range before {
+		if o.Index == 0 && o.Made == seen.All {
+			seen.AllWas = o.Value
+		}
+	}
+	seen.Links, err = c.links(seen.AllWas)
 	return seen, err
 }
 
@@ -102,26 +110,64 @@ func (c Config) legacyTables(is6 bool) ([]string, error) {
 }
 
 // links are all that have the setting; one that goes away meanwhile is none.
-func (c Config) links() ([]Link, error) {
+func (c Config) links(all int) ([]Link, error) {
 	h, err := rtnl.Open(c.NS)
 	if err != nil {
 		return nil, err
 	}
 	defer h.Close()
-	all, err := h.Links()
+	found, err := h.Links()
 	if err != nil {
 		return nil, err
 	}
+	routed := sync.OnceValues(func() (map[int]bool, error) { return routedLinks(h) })
 	var links []Link
-	for _, l := range all {
-		value, err := c.rpFilter(l.Name)
-		if errors.Is(err, fs.ErrNotExist) {
+	for _, l := range found {
+		link := Link{Name: l.Name, Index: l.Index, Ours: c.carries(l.Name)}
+		if link.RPFilter, err = c.rpFilter(l.Name); err == nil && link.Ours && max(link.RPFilter, all) != off {
+			link.Kind, err = kindOf(h, l, routed)
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, rtnl.ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		links = append(links, Link{Name: l.Name, Index: l.Index, RPFilter: value, Ours: c.carries(l.Name)})
+		links = append(links, link)
+	}
+	return links, nil
+}
+
+// kindOf asks about a link as the kernel does (fib_validate_source).
+func kindOf(h *rtnl.Handle, l rtnl.Link, routed func() (map[int]bool, error)) (LinkKind, error) {
+	addrs, err := h.Addrs(l.Index)
+	if err != nil {
+		return "", err
+	}
+	if slices.ContainsFunc(addrs, func(a rtnl.Addr) bool { return a.Addr().Is4() }) {
+		return Addressed, nil
+	}
+	links, err := routed()
+	if err != nil {
+		return "", err
+	}
+	if l.Master != 0 || links[l.Index] {
+		return Routed, nil
+	}
+	return Bare, nil
+}
+
+// routedLinks are those that IPv4 routes lead to.
+func routedLinks(h *rtnl.Handle) (map[int]bool, error) {
+	routes, err := h.Routes()
+	if err != nil {
+		return nil, err
+	}
+	links := map[int]bool{}
+	for _, r := range routes {
+		if r.Dst.Addr().Is4() {
+			links[r.Link] = true
+		}
 	}
 	return links, nil
 }

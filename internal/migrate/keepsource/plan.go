@@ -3,16 +3,16 @@ package keepsource
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
 // Observed is what a node has, as far as it matters here.
 type Observed struct {
 	Families []Family
-	// All is the setting rp_filter of all links, and Links are those of each.
-	All   int
-	Links []Link
+	// All is the setting rp_filter of all links, AllWas what it was before this
+	// package changed it, if it did, and Links are those of each.
+	All, AllWas int
+	Links       []Link
 }
 
 // Link is a link with its own rp_filter.
@@ -22,7 +22,27 @@ type Link struct {
 	RPFilter int
 	// Ours says that it carries one of the two networks.
 	Ours bool
+	// Kind is known of links of ours for which a value other than 0 counts.
+	Kind LinkKind
 }
+
+// LinkKind is what rp_filter does to packets that come in by a link, and for
+// which the node's route is another one. A strict link drops them.
+type LinkKind string
+
+// Kinds of links.
+const (
+	// Addressed links have an IPv4 address. A loose one lets them pass.
+	Addressed LinkKind = "addressed"
+	// Bare links have none, and no route leads to them either, as those of pods
+	// of Cilium. To the kernel nothing ever comes in by the right one of these:
+	// a loose one drops everything, too.
+	Bare LinkKind = "bare"
+	// Routed links have no address, but routes, as those of pods of Calico: what
+	// comes in by them is what the routes are for. Ports of a bridge get no
+	// packets by themselves.
+	Routed LinkKind = "routed or a port"
+)
 
 // Family is one address family that both networks have.
 type Family struct {
@@ -148,6 +168,7 @@ func (s Step) subject() string {
 // rp_filter has three values; the effective one of a link is the greater one of
 // its own and all's.
 const (
+	off    = 0
 	strict = 1
 	loose  = 2
 )
@@ -173,20 +194,32 @@ func planOf(c Config, seen Observed) Plan {
 	return p
 }
 
-// looser lets packets come in by another link than the answer leaves by. The
-// links come first: a crash in between must not hide that they are strict.
+// looser lets packets come in by another link than the answer leaves by.
 func looser(c Config, seen Observed) []Step {
 	if !slices.Contains(c.families(), false) {
 		return nil // IPv6 has no such setting
 	}
+	bare := slices.ContainsFunc(seen.Links, func(l Link) bool { return l.Ours && l.Kind == Bare })
+	lower := bare && seen.All != off
 	var steps []Step
 	for _, l := range seen.Links {
-		if l.Ours && max(l.RPFilter, seen.All) == strict {
-			steps = append(steps, Step{Part: PartSetting, Link: l.Name, Index: l.Index, From: l.RPFilter, To: loose})
+		want := l.RPFilter
+		switch {
+		case l.Ours && l.Kind == Bare:
+			want = off
+		case l.Ours && l.Kind == Addressed && max(l.RPFilter, seen.All) == strict:
+			want = loose
+		case l.Ours && l.Kind == Addressed:
+		case lower || seen.AllWas > seen.All:
+			want = max(l.RPFilter, seen.AllWas) // what was in effect through all
+		}
+		if want != l.RPFilter {
+			steps = append(steps, Step{Part: PartSetting, Link: l.Name, Index: l.Index, From: l.RPFilter, To: want})
 		}
 	}
-	if seen.All == strict {
-		steps = append(steps, Step{Part: PartSetting, Link: "all", From: strict, To: loose})
+	// Last: until then each link has in effect what it had, also after a crash.
+	if lower {
+		steps = append(steps, Step{Part: PartSetting, Link: "all", From: seen.All, To: off})
 	}
 	return steps
 }
@@ -243,26 +276,20 @@ func removalOf(seen Observed, before []original) Plan {
 	return Plan{Steps: slices.Concat(nat, rest, stricter(seen, before))}
 }
 
-// stricter gives settings their values of before, where they still have ours.
+// stricter gives settings their values of before, where they still have ours:
+// all's first, so that nothing is open in between.
 func stricter(seen Observed, before []original) []Step {
+	now := map[int]Link{0: {Name: "all", RPFilter: seen.All}}
+	for _, l := range seen.Links {
+		now[l.Index] = l
+	}
 	var steps []Step
 	for _, o := range before {
-		was, err := strconv.Atoi(o.Value)
-		if err != nil {
-			continue // no value that a kernel had
-		}
-		if o.Index == 0 {
-			if seen.All == loose {
-				steps = append(steps, Step{Part: PartSetting, Link: "all", From: loose, To: was})
-			}
-			continue
-		}
-		for _, l := range seen.Links {
-			if l.Index == o.Index && l.RPFilter == loose {
-				steps = append(steps, Step{Part: PartSetting, Link: l.Name, Index: l.Index, From: loose, To: was})
-			}
+		if l, ok := now[o.Index]; ok && l.RPFilter == o.Made && o.Made != o.Value {
+			steps = append(steps, Step{Part: PartSetting, Link: l.Name, Index: o.Index, From: o.Made, To: o.Value})
 		}
 	}
+	slices.SortStableFunc(steps, func(a, b Step) int { return min(a.Index, 1) - min(b.Index, 1) })
 	return steps
 }
 

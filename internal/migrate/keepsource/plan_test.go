@@ -78,18 +78,32 @@ func TestRulesOfOthersAreNotOurs(t *testing.T) {
 func TestLinksAreMadeLooseWhereTheyAreStrict(t *testing.T) {
 	p := netip.MustParsePrefix
 	c := Config{Old: []netip.Prefix{p("10.1.0.0/16")}, New: []netip.Prefix{p("10.2.0.0/16")}}
-	links := []Link{{"cni0", 3, 0, true}, {"flannel.1", 4, 1, true}, {"lxc1", 5, 2, true}, {"eth0", 2, 1, false}}
-	for all, want := range map[int]string{
-		0: "flannel.1 1 -> 2",
-		1: "cni0 0 -> 2, flannel.1 1 -> 2, all 1 -> 2",
-		2: "",
+	addressed := []Link{{"cni0", 3, 0, true, Addressed}, {"flannel.1", 4, 1, true, Addressed}, {"lxc1", 5, 2, true, Addressed},
+		{"cali1", 6, 0, true, Routed}, {"eth0", 2, 1, false, ""}, {"lo", 1, 0, false, ""}}
+	bare := append(addressed[:6:6], Link{"lxc2", 7, 0, true, Bare})
+	strictBare := append(addressed[:6:6], Link{"lxc2", 7, 1, true, Bare})
+	links := addressed
+	for _, tc := range []struct {
+		all, was int
+		links    []Link
+		want     string
+	}{
+		{0, 0, addressed, "flannel.1 1 -> 2"},
+		{1, 1, addressed, "cni0 0 -> 2, flannel.1 1 -> 2"},
+		{2, 2, addressed, ""},
+		{0, 0, bare, "flannel.1 1 -> 2"},
+		{0, 0, strictBare, "flannel.1 1 -> 2, lxc2 1 -> 0"},
+		{1, 1, bare, "cni0 0 -> 2, flannel.1 1 -> 2, cali1 0 -> 1, lo 0 -> 1, all 1 -> 0"},
+		{2, 2, strictBare, "cali1 0 -> 2, eth0 1 -> 2, lo 0 -> 2, lxc2 1 -> 0, all 2 -> 0"},
+		// After all has been changed, what comes new is treated as all would have.
+		{0, 1, addressed, "flannel.1 1 -> 2, cali1 0 -> 1, lo 0 -> 1"},
 	} {
 		var got []string
-		for _, s := range planOf(c, Observed{All: all, Links: links}).Steps {
+		for _, s := range planOf(c, Observed{All: tc.all, AllWas: tc.was, Links: tc.links}).Steps {
 			got = append(got, strings.NewReplacer("sysctl net.ipv4.conf.", "", ".rp_filter", "").Replace(strings.TrimSpace(s.String())))
 		}
-		if strings.Join(got, ", ") != want {
-			t.Errorf("all = %d: %q, want %q", all, got, want)
+		if strings.Join(got, ", ") != tc.want {
+			t.Errorf("all = %d, was %d: %q, want %q", tc.all, tc.was, got, tc.want)
 		}
 	}
 	c.Old, c.New = []netip.Prefix{p("fd01::/48")}, []netip.Prefix{p("fd02::/48")}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -28,8 +27,10 @@ type state struct {
 type original struct {
 	Link string `json:"link"`
 	// Index is the link's: one of the same name may be another. 0 is "all".
-	Index int    `json:"index"`
-	Value string `json:"value"`
+	Index int `json:"index"`
+	Value int `json:"value"`
+	// Made is what this package made of it.
+	Made int `json:"made"`
 }
 
 // remember writes down, before they change, the settings that steps change. The
@@ -40,14 +41,24 @@ func (c Config) remember(steps []Step) error {
 	if err != nil {
 		return err
 	}
-	known := len(s.RPFilter)
+	news := false
 	for _, step := range steps {
-		same := func(o original) bool { return o.Index == step.Index && o.Link == step.Link }
-		if step.Part == PartSetting && !slices.ContainsFunc(s.RPFilter, same) {
-			s.RPFilter = append(s.RPFilter, original{Link: step.Link, Index: step.Index, Value: strconv.Itoa(step.From)})
+		if step.Part != PartSetting {
+			continue
 		}
+		o := original{Link: step.Link, Index: step.Index, Value: step.From, Made: step.To}
+		i := slices.IndexFunc(s.RPFilter, func(known original) bool { return known.Index == o.Index && known.Link == o.Link })
+		switch {
+		case i < 0:
+			s.RPFilter = append(s.RPFilter, o)
+		case s.RPFilter[i].Made != o.Made:
+			s.RPFilter[i].Made = o.Made
+		default:
+			continue
+		}
+		news = true
 	}
-	if len(s.RPFilter) == known {
+	if !news {
 		return nil
 	}
 	return c.save(s)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,7 +85,24 @@ func newWorld(t *testing.T, firewall Backend) *world {
 	for _, who := range []string{"f1", "f2", "c1", "c2"} {
 		serve(t, w.at[who])
 	}
+	for who := range w.at {
+		w.awaitLinks(t, who)
+	}
 	return w
+}
+
+// awaitLinks waits until all links pass traffic, which on a busy machine takes
+// the kernel seconds.
+func (w *world) awaitLinks(t *testing.T, who string) {
+	t.Helper()
+	h := w.handle(t, who)
+	running := func() (bool, error) {
+		links, err := h.Links()
+		return !slices.ContainsFunc(links, func(l rtnl.Link) bool { return l.Up && !l.Running && l.Name != "lo" }), err
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	try(t, rtnl.Await(ctx, w.at[who], running))
 }
 
 func (w *world) handle(t *testing.T, who string) *rtnl.Handle {
@@ -347,12 +365,18 @@ func serve(t *testing.T, ns *netns.NS) {
 type conversation struct {
 	net.Conn
 	lines *bufio.Reader
+	wait  time.Duration
 }
 
-// answer waits long enough for a SYN to be sent again once.
-const answer = 2500 * time.Millisecond
+const (
+	// brief is how long a test waits for an answer that should not come: enough
+	// for a SYN to be sent again once.
+	brief = 2500 * time.Millisecond
+	// patient is for one that should, on a busy machine.
+	patient = 15 * time.Second
+)
 
-func (w *world) connect(from string, to netip.AddrPort) (*conversation, netip.Addr, error) {
+func (w *world) connect(from string, to netip.AddrPort, wait time.Duration) (*conversation, netip.Addr, error) {
 	fd := -1
 	err := w.at[from].Do(func() (err error) {
 		family := unix.AF_INET
@@ -366,7 +390,7 @@ func (w *world) connect(from string, to netip.AddrPort) (*conversation, netip.Ad
 		return nil, netip.Addr{}, err
 	}
 	// A plain socket, made in the pod, is of the pod wherever it connects.
-	timeout := unix.NsecToTimeval(answer.Nanoseconds())
+	timeout := unix.NsecToTimeval(wait.Nanoseconds())
 	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
 	if err == nil {
 		if to.Addr().Is6() {
@@ -385,7 +409,7 @@ func (w *world) connect(from string, to netip.AddrPort) (*conversation, netip.Ad
 	if err != nil {
 		return nil, netip.Addr{}, err
 	}
-	k := &conversation{c, bufio.NewReader(c)}
+	k := &conversation{c, bufio.NewReader(c), wait}
 	seen, err := k.hear()
 	if err != nil {
 		c.Close()
@@ -395,7 +419,7 @@ func (w *world) connect(from string, to netip.AddrPort) (*conversation, netip.Ad
 }
 
 func (k *conversation) hear() (netip.Addr, error) {
-	if err := k.SetReadDeadline(time.Now().Add(answer)); err != nil {
+	if err := k.SetReadDeadline(time.Now().Add(k.wait)); err != nil {
 		return netip.Addr{}, err
 	}
 	line, err := k.lines.ReadString('\n')
@@ -415,9 +439,9 @@ func (k *conversation) again() (netip.Addr, error) {
 
 // seen is the address that the server sees, or "nobody" when nothing comes of
 // it.
-func (w *world) seen(t *testing.T, from string, to netip.AddrPort) string {
+func (w *world) seen(t *testing.T, from string, to netip.AddrPort, wait time.Duration) string {
 	t.Helper()
-	k, a, err := w.connect(from, to)
+	k, a, err := w.connect(from, to, wait)
 	if errors.Is(err, unix.EINPROGRESS) || errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return "nobody"
 	}
@@ -426,6 +450,35 @@ func (w *world) seen(t *testing.T, from string, to netip.AddrPort) string {
 	}
 	k.Close()
 	return a.String()
+}
+
+// hears reports whether one of so many datagrams, one in a tenth of a second,
+// comes from one to the other.
+func (w *world) hears(t *testing.T, who, from string, at netip.Addr, tries int) bool {
+	t.Helper()
+	var in, out net.PacketConn
+	try(t, w.at[who].Do(func() (err error) {
+		in, err = net.ListenPacket("udp4", ":9999")
+		return err
+	}))
+	defer in.Close()
+	try(t, w.at[from].Do(func() (err error) {
+		out, err = net.ListenPacket("udp4", ":0")
+		return err
+	}))
+	defer out.Close()
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 9999))
+	buf := make([]byte, 16)
+	for range tries {
+		if _, err := out.WriteTo([]byte("hello"), to); err != nil {
+			t.Fatal(err)
+		}
+		try(t, in.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+		if _, _, err := in.ReadFrom(buf); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // four are the directions between the networks, and who is seen there while
