@@ -3,11 +3,7 @@ package cri
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"strconv"
-	"sync"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -120,99 +116,4 @@ func netNS(info string) (string, error) {
 		}
 	}
 	return verbose.Metadata.NetNSPath, nil
-}
-
-// again is what a container gets that the kubelet started anew while others of
-// its pod took their time to stop.
-const again = 2 * time.Second
-
-// graceNote is where the kubelet notes the grace of a pod on its containers, in
-// seconds.
-const graceNote = "io.kubernetes.pod.terminationGracePeriod"
-
-// Restart ends a pod's sandbox, its containers first, each with the grace of its
-// pod: as long as it may take from the signal that asks it to end to the one that
-// kills it. Grace is for containers of which the kubelet has not noted it. The
-// call takes as long as that; cut short by its context, it has ended no sandbox.
-//
-// The kubelet then makes a new sandbox for the same pod, on the network that
-// the runtime has loaded by then. A pod whose restartPolicy is Never ends
-// instead; preStop hooks are not run.
-//
-// Restart is safe to repeat. A sandbox that has ended, or is gone, is fine. When
-// the network could not be taken down the sandbox has ended nevertheless, and
-// the error says why it will be tried again.
-func (c *Client) Restart(ctx context.Context, sandboxID string, grace time.Duration) error {
-	name := c.describe(ctx, sandboxID)
-	// The kubelet starts a container that ended anew, in the same sandbox, as
-	// long as others of it are still stopping. A second look catches those.
-	first := func(container *runtime.Container) time.Duration { return graceOf(container, grace) }
-	second := func(container *runtime.Container) time.Duration { return min(first(container), again) }
-	for _, grace := range []func(*runtime.Container) time.Duration{first, second} {
-		if err := c.stopContainers(ctx, sandboxID, grace); err != nil {
-			return fmt.Errorf("restart pod %s: %w", name, err)
-		}
-	}
-	_, err := c.runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: sandboxID})
-	if err != nil && !isGone(err) {
-		return fmt.Errorf("restart pod %s: stop sandbox %s: %w", name, sandboxID, err)
-	}
-	return nil
-}
-
-// describe names the pod of a sandbox for a message.
-func (c *Client) describe(ctx context.Context, sandboxID string) string {
-	answer, err := c.runtime.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: sandboxID})
-	m := answer.GetStatus().GetMetadata()
-	if err != nil || m == nil {
-		return "of sandbox " + sandboxID
-	}
-	return m.GetNamespace() + "/" + m.GetName()
-}
-
-func graceOf(c *runtime.Container, otherwise time.Duration) time.Duration {
-	seconds, err := strconv.ParseInt(c.GetAnnotations()[graceNote], 10, 32)
-	if err != nil || seconds < 0 {
-		return otherwise
-	}
-	return time.Duration(seconds) * time.Second
-}
-
-// stopContainers stops the containers of a sandbox that run, all at once.
-func (c *Client) stopContainers(ctx context.Context, sandboxID string, grace func(*runtime.Container) time.Duration) error {
-	answer, err := c.runtime.ListContainers(ctx, &runtime.ListContainersRequest{
-		Filter: &runtime.ContainerFilter{PodSandboxId: sandboxID},
-	})
-	if err != nil {
-		return fmt.Errorf("list its containers: %w", err)
-	}
-	var (
-		stops sync.WaitGroup
-		mu    sync.Mutex
-		errs  []error
-	)
-	for _, container := range answer.GetContainers() {
-		if container.GetState() == runtime.ContainerState_CONTAINER_EXITED {
-			continue
-		}
-		stops.Go(func() {
-			if err := c.stopContainer(ctx, container.GetId(), grace(container)); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, fmt.Errorf("stop container %s: %w", container.GetMetadata().GetName(), err))
-			}
-		})
-	}
-	stops.Wait()
-	return errors.Join(errs...)
-}
-
-func (c *Client) stopContainer(ctx context.Context, id string, grace time.Duration) error {
-	// The runtime counts in seconds, and 0 kills at once.
-	seconds := int64((grace + time.Second - 1) / time.Second)
-	_, err := c.runtime.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: id, Timeout: seconds})
-	if isGone(err) {
-		return nil
-	}
-	return err
 }

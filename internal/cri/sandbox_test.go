@@ -16,7 +16,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/emptypb"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"braid.dev/braid/internal/cri"
@@ -35,7 +38,24 @@ func serve(t *testing.T, r runtime.RuntimeServiceServer) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		method, _ := grpc.MethodFromServerStream(stream)
+		killer, ok := r.(interface {
+			kill(method string, m metadata.MD, request []byte) error
+		})
+		if !ok {
+			return status.Error(codes.Unimplemented, method)
+		}
+		m, _ := metadata.FromIncomingContext(stream.Context())
+		var request emptypb.Empty // whose fields are all unknown
+		if err := stream.RecvMsg(&request); err != nil {
+			return err
+		}
+		if err := killer.kill(method, m, request.ProtoReflect().GetUnknown()); err != nil {
+			return err
+		}
+		return stream.SendMsg(&emptypb.Empty{})
+	}))
 	runtime.RegisterRuntimeServiceServer(server, r)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -222,7 +242,7 @@ func TestAPodRestartsWithItsGrace(t *testing.T) {
 }
 
 func TestAContainerGetsTheGraceOfItsPod(t *testing.T) {
-	r := &pods{}
+	r := &pods{sandboxes: []*runtime.PodSandboxStatus{sandbox("s1", "a", ready)}}
 	for id, note := range map[string]string{"c1": "90", "c2": "0", "c3": "", "c4": "-1", "c5": "long"} {
 		c := container(id, "s1", running)
 		c.Annotations = map[string]string{"io.kubernetes.pod.terminationGracePeriod": note}
@@ -239,7 +259,10 @@ func TestAContainerGetsTheGraceOfItsPod(t *testing.T) {
 }
 
 func TestContainersStopAtTheSameTime(t *testing.T) {
-	r := &pods{containers: []*runtime.Container{container("c1", "s1", running), container("c2", "s1", running)}}
+	r := &pods{
+		sandboxes:  []*runtime.PodSandboxStatus{sandbox("s1", "a", ready)},
+		containers: []*runtime.Container{container("c1", "s1", running), container("c2", "s1", running)},
+	}
 	var both sync.WaitGroup
 	both.Add(2)
 	r.onStop = func(string) { // returns when both have come
@@ -255,7 +278,10 @@ func TestContainersStopAtTheSameTime(t *testing.T) {
 
 // The kubelet starts a container anew that ended, while others still stop.
 func TestAContainerThatWasStartedMeanwhileGetsAGraceToo(t *testing.T) {
-	r := &pods{containers: []*runtime.Container{container("c1", "s1", running), container("slow", "s1", running)}}
+	r := &pods{
+		sandboxes:  []*runtime.PodSandboxStatus{sandbox("s1", "a", ready)},
+		containers: []*runtime.Container{container("c1", "s1", running), container("slow", "s1", running)},
+	}
 	r.onStop = func(id string) {
 		if id == "slow" {
 			r.mu.Lock()
@@ -275,11 +301,15 @@ func TestAContainerThatWasStartedMeanwhileGetsAGraceToo(t *testing.T) {
 func TestRestartOfWhatIsGoneSucceeds(t *testing.T) {
 	gone := status.Error(codes.NotFound, "gone")
 	r := &pods{
+		sandboxes:  []*runtime.PodSandboxStatus{sandbox("s1", "a", ready)},
 		containers: []*runtime.Container{container("c1", "s1", running)},
 		fails:      map[string]error{"stop c1 in 5s": gone, "stop c1 in 2s": gone, "end s1": gone},
 	}
-	if err := dial(t, r).Restart(t.Context(), "s1", 5*time.Second); err != nil {
-		t.Error(err)
+	c := dial(t, r)
+	for _, id := range []string{"s1", "never"} {
+		if err := c.Restart(t.Context(), id, 5*time.Second); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -303,9 +333,127 @@ func TestARestartThatFailsNamesThePod(t *testing.T) {
 			t.Errorf("%s: the sandbox was ended: %v", what, ended)
 		}
 	}
-	err := dial(t, &pods{fails: map[string]error{"end s9": broken}}).Restart(t.Context(), "s9", 0)
+	err := dial(t, &pods{fails: map[string]error{"status s9": broken}}).Restart(t.Context(), "s9", 0)
 	if err == nil || !strings.HasPrefix(err.Error(), "restart pod of sandbox s9: ") {
 		t.Error(err)
+	}
+}
+
+// cluster is containerd with a kubelet.
+type cluster struct {
+	pods
+	// kubelet is called when the sandbox's process is ended.
+	kubelet func()
+}
+
+func (c *cluster) kill(method string, m metadata.MD, request []byte) error {
+	if method != "/containerd.services.tasks.v1.Tasks/Kill" || !slices.Equal(m.Get("containerd-namespace"), []string{"k8s.io"}) {
+		return status.Errorf(codes.Unimplemented, "%s in %v", method, m)
+	}
+	fields := map[protowire.Number]any{}
+	for len(request) > 0 {
+		number, kind, n := protowire.ConsumeTag(request)
+		request = request[n:]
+		switch kind {
+		case protowire.BytesType:
+			fields[number], n = protowire.ConsumeString(request)
+		case protowire.VarintType:
+			fields[number], n = protowire.ConsumeVarint(request)
+		}
+		if n <= 0 {
+			return status.Error(codes.InvalidArgument, "malformed")
+		}
+		request = request[n:]
+	}
+	err := c.note("kill %v", fields)
+	if err == nil && c.kubelet != nil {
+		go c.kubelet()
+	}
+	return err
+}
+
+func newCluster() *cluster {
+	s := sandbox("s1", "a", ready)
+	s.Linux = &runtime.LinuxPodSandboxStatus{Namespaces: &runtime.Namespace{Options: &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}}}
+	return &cluster{pods: pods{
+		sandboxes:  []*runtime.PodSandboxStatus{s},
+		info:       map[string]string{"s1": `{"sandboxMetadata":{"NetNSPath":"/run/netns/cni-1"}}`},
+		containers: []*runtime.Container{container("c1", "s1", running), container("c2", "s1", created)},
+	}}
+}
+
+const killed = "kill map[1:s1 3:9]"
+
+func TestTheKubeletRestartsAPodWhoseSandboxHasEnded(t *testing.T) {
+	c := newCluster()
+	stopped, down := make(chan bool), make(chan bool)
+	c.kubelet = func() {
+		c.mu.Lock()
+		c.sandboxes[0] = sandbox("s1", "a", notReady)
+		c.mu.Unlock()
+		<-stopped
+		c.mu.Lock()
+		c.containers[0].State = exited
+		c.mu.Unlock()
+		<-down
+		c.mu.Lock()
+		c.info["s1"] = `{"netNamespaceClosed":true,"sandboxMetadata":{"NetNSPath":"/run/netns/cni-1"}}`
+		c.mu.Unlock()
+	}
+	client, done := dial(t, c), make(chan error, 1)
+	go func() { done <- client.Restart(t.Context(), "s1", time.Minute) }()
+	for _, next := range []chan bool{stopped, down} {
+		select {
+		case err := <-done:
+			t.Fatalf("it is taken for done too early: %v", err)
+		case next <- true:
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if want := []string{killed}; !slices.Equal(c.asked, want) {
+		t.Errorf("%q, want %q", c.asked, want)
+	}
+	// Again, as after a restart of the daemon.
+	if err := client.Restart(t.Context(), "s1", time.Minute); err != nil || len(c.asked) != 1 {
+		t.Errorf("%v, %q", err, c.asked)
+	}
+}
+
+func TestASandboxWhoseProcessMustNotBeEndedIsStopped(t *testing.T) {
+	for name, change := range map[string]func(*cluster){
+		"a virtual machine": func(c *cluster) { c.sandboxes[0].RuntimeHandler = "kata" },
+		"one process namespace": func(c *cluster) {
+			c.sandboxes[0].Linux.Namespaces.Options.Pid = runtime.NamespaceMode_POD
+		},
+		"containerd refuses": func(c *cluster) { c.fails = map[string]error{killed: status.Error(codes.PermissionDenied, "no")} },
+	} {
+		c := newCluster()
+		change(c)
+		if err := dial(t, c).Restart(t.Context(), "s1", time.Minute); err != nil {
+			t.Error(err)
+		}
+		asked := slices.DeleteFunc(c.asked, func(what string) bool { return what == killed && c.fails != nil })
+		if len(asked) > 1 {
+			slices.Sort(asked[:2])
+		}
+		if want := []string{"stop c1 in 60s", "stop c2 in 60s", "end s1"}; !slices.Equal(asked, want) {
+			t.Errorf("%s: %q, want %q", name, asked, want)
+		}
+	}
+}
+
+func TestARestartThatIsCutShortSaysSo(t *testing.T) {
+	c := newCluster()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := dial(t, c).Restart(ctx, "s1", time.Minute)
+	if !errors.Is(err, context.DeadlineExceeded) && status.Code(errors.Unwrap(err)) != codes.DeadlineExceeded || !strings.HasPrefix(err.Error(), "restart pod default/a: ") {
+		t.Error(err)
+	}
+	if want := []string{killed}; !slices.Equal(c.asked, want) {
+		t.Errorf("%q, want %q", c.asked, want)
 	}
 }
 
