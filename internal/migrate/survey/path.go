@@ -48,7 +48,7 @@ const (
 // Times of one question. All questions together end after pathsWait.
 const (
 	pathTries = 3
-	pathWait  = 300 * time.Millisecond
+	pathWait  = 500 * time.Millisecond
 	pathsWait = 60 * time.Second
 	pathsOnce = 64 // questions at the same time
 )
@@ -210,7 +210,8 @@ func (q *question) ask(ctx context.Context) {
 	q.MTU = passes
 }
 
-// echo sends packets of that length until one comes back.
+// echo sends packets of that length until one comes back. A router that says
+// "too long" may speak of an earlier one, so that its word ends one try only.
 func (q *question) echo(ctx context.Context, mtu int) error {
 	headers := headers4
 	if q.addr.Is6() {
@@ -226,9 +227,6 @@ func (q *question) echo(ctx context.Context, mtu int) error {
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
-		}
-		if errors.Is(err, syscall.EMSGSIZE) {
-			return err
 		}
 	}
 	return err
@@ -257,8 +255,7 @@ func (q *question) echoOnce(datagram []byte) error {
 	}
 }
 
-// refused says in words what an ICMP error, which may be of an earlier datagram,
-// means here. A refusal comes at once, and the next try may be too early.
+// refused says in words what an ICMP error means here.
 func refused(err error) error {
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return errors.New("nobody answers at the port")
