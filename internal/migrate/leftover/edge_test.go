@@ -22,7 +22,7 @@ import (
 
 func TestTheVxlanLinkGoesAndAnotherOfThatNameStays(t *testing.T) {
 	kerneltest.Need(t, kerneltest.VXLAN)
-	p := newPlace(t)
+	p := newBarePlace(t)
 	p.run("ip", "link", "set", "lo", "up")
 	p.run("ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dstport", "8472", "local", "127.0.0.1", "dev", "lo", "nolearning")
 	p.run("ip", "addr", "add", "10.243.0.0/32", "dev", "flannel.1")
@@ -35,7 +35,7 @@ func TestTheVxlanLinkGoesAndAnotherOfThatNameStays(t *testing.T) {
 	if err != nil || len(r.Items) > 0 || r.Cleaned != 1 || len(r.Changed) > 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if text := p.text(); strings.Contains(text, "flannel.1") || !strings.Contains(text, "flannel.9 bridge") {
+	if text := p.run("ip", "-o", "link"); strings.Contains(text, "flannel.1:") || !strings.Contains(text, "flannel.9:") {
 		t.Error(text)
 	}
 }
@@ -87,6 +87,23 @@ func TestAHostWithPlainIptablesIsCleaned(t *testing.T) {
 	}
 	if strings.Contains(p.run("iptables-save"), "FLANNEL") {
 		t.Error(p.run("iptables-save"))
+	}
+}
+
+// user-mode-linux has no nftables for IP: the host's iptables-nft is there and
+// cannot do anything.
+func TestAKernelWithIptablesLegacyOnlyIsCleaned(t *testing.T) {
+	kerneltest.Need(t, kerneltest.NetNS, kerneltest.IptablesLegacy)
+	p := newBarePlace(t)
+	p.restore("iptables-legacy", strangersRules)
+	before := rulesOnly(p.run("iptables-legacy-save"))
+	p.restore("iptables-legacy", flannelRules)
+	r, err := Clean(t.Context(), p.node(), flannel(), InUse{})
+	if err != nil || len(r.Items) > 0 || len(r.Changed) > 0 || r.Cleaned != 4 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if after := rulesOnly(p.run("iptables-legacy-save")); after != before {
+		t.Error(cmp.Diff(before, after))
 	}
 }
 
@@ -170,6 +187,36 @@ func TestNothingIsRemovedWhereSomethingIsMounted(t *testing.T) {
 	umount()
 	if r, err = Clean(t.Context(), p.node(), l, InUse{}); err != nil || len(r.Items) > 0 || r.Cleaned != 1 {
 		t.Errorf("after it is unmounted: %+v, %v", r, err)
+	}
+}
+
+// A directory of the CNI's may be a file system of its own. It is emptied, and
+// its place stays.
+func TestADirectoryThatIsAMountIsEmptied(t *testing.T) {
+	p := newPlace(t)
+	at := filepath.Join(p.root, "run/flannel")
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if r, err := Audit(t.Context(), p.node(), flannel(), InUse{}); err != nil || len(r.Items) > 0 {
+		t.Errorf("an empty one: %+v, %v", r, err)
+	}
+	p.file("run/flannel/subnet.env", "x")
+	p.file("run/flannel/deep/er", "x")
+	r, err := Clean(t.Context(), p.node(), flannel(), InUse{})
+	if err != nil || len(r.Items) > 0 || r.Cleaned != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if left, err := os.ReadDir(at); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
 	}
 }
 

@@ -129,6 +129,9 @@ func (d *disk) judge(kind spec.FileKind, name string, l spec.Spec, v living) ([]
 	case spec.Pin:
 		f.kind, f.stage = "bpf", inPins
 	}
+	if d.emptyMount(name) {
+		return nil, nil
+	}
 	if at, err := d.mountBelow(name); err != nil {
 		return nil, err
 	} else if at != "" && f.inUse == "" {
@@ -194,8 +197,8 @@ func (d *disk) firstConf(dir string) (string, error) {
 // mounted judges a directory that the CNI mounted something on. In a container
 // the host's mounts can be seen, and not changed.
 func (d *disk) mounted(f finding, name string) ([]finding, error) {
-	at, err := d.mountBelow(name)
-	if err != nil || at != name {
+	mount, err := d.isMount(name)
+	if err != nil || !mount {
 		return nil, err
 	}
 	f.kind = "mount"
@@ -225,17 +228,27 @@ func (d *disk) device(name string) (dev uint64, isDir bool, err error) {
 	return st.Dev, info.IsDir(), nil
 }
 
-// mountBelow is the first directory at or below name that something else is
-// mounted on; empty if there is none, or no such file.
-func (d *disk) mountBelow(name string) (string, error) {
+// isMount reports whether something is mounted on the file itself.
+func (d *disk) isMount(name string) (bool, error) {
 	above, _, err := d.device(path.Dir(name))
-	if err == nil {
-		return d.mountIn(name, above)
+	if err != nil {
+		return false, err
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+	dev, _, err := d.device(name)
+	return err == nil && dev != above, err
+}
+
+// mountBelow is the first directory below name that something else is mounted
+// on; empty if there is none, or no such directory.
+func (d *disk) mountBelow(name string) (string, error) {
+	dev, isDir, err := d.device(name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !isDir {
+		return "", nil
 	}
-	return "", err
+	if err != nil {
+		return "", err
+	}
+	return d.mountIn(name, dev)
 }
 
 func (d *disk) mountIn(name string, above uint64) (string, error) {
@@ -268,17 +281,36 @@ func (d *disk) mountIn(name string, above uint64) (string, error) {
 }
 
 // removeAll removes a file, or a directory with all that is in it. It does not
-// go where something else is mounted: what is there may be anything, such as
-// the machine's cgroups.
+// go where something else is mounted below: what is there may be anything, such
+// as the machine's cgroups. A directory that is itself a mount is emptied.
 func (d *disk) removeAll(name string) error {
-	above, _, err := d.device(path.Dir(name))
+	dev, isDir, err := d.device(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return d.removeIn(name, above)
+	mount, err := d.isMount(name)
+	if err != nil || !mount || !isDir {
+		return errors.Join(err, d.removeIn(name, dev))
+	}
+	entries, err := fs.ReadDir(d.root.FS(), name)
+	errs := []error{err}
+	for _, e := range entries {
+		errs = append(errs, d.removeIn(name+"/"+e.Name(), dev))
+	}
+	return errors.Join(errs...)
+}
+
+// emptyMount says that a directory is nothing but the place of a mount.
+func (d *disk) emptyMount(name string) bool {
+	mount, err := d.isMount(name)
+	if err != nil || !mount {
+		return false
+	}
+	entries, err := fs.ReadDir(d.root.FS(), name)
+	return err == nil && len(entries) == 0
 }
 
 func (d *disk) removeIn(name string, above uint64) error {

@@ -3,6 +3,8 @@ package leftover
 import (
 	"context"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -86,6 +88,8 @@ func TestOnlyWhatFlannelLeftIsRemoved(t *testing.T) {
 		t.Errorf("audit found %d things, in use %v", len(audit.Items), inUse(audit))
 	}
 
+	golden(t, "flannel.audit", listing(audit, legacy()))
+
 	report, err := Clean(t.Context(), p.node(), flannel(), use)
 	if err != nil {
 		t.Fatal(err)
@@ -104,6 +108,45 @@ func TestOnlyWhatFlannelLeftIsRemoved(t *testing.T) {
 		if strings.Contains(ran, "-restore") && !strings.Contains(ran, "--noflush") {
 			t.Errorf("it flushes: %s", ran)
 		}
+	}
+}
+
+// listing prints an audit. What iptables-legacy has is the same as what
+// iptables-nft has, and is compared instead of printed: not every kernel has it.
+func listing(r v1alpha1.LeftoverReport, legacy bool) string {
+	var b, old, fresh strings.Builder
+	for _, i := range r.Items {
+		switch line := i.Kind + " " + i.Name + "\n"; {
+		case strings.Contains(line, "iptables-legacy "):
+			old.WriteString(strings.Replace(line, "iptables-legacy ", "iptables-nft ", 1))
+		case strings.Contains(line, "iptables-nft "):
+			fresh.WriteString(line)
+			b.WriteString(line)
+		default:
+			b.WriteString(line)
+		}
+	}
+	if legacy && old.String() != fresh.String() {
+		b.WriteString("iptables-legacy has:\n" + old.String())
+	}
+	return b.String()
+}
+
+// golden compares with a file of testdata; BRAID_UPDATE=1 writes it.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if os.Getenv("BRAID_UPDATE") != "" {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -8,9 +8,12 @@ import (
 	"braid.dev/braid/internal/migrate/leftover/spec"
 )
 
-// readSets returns the names of the sets of ipset. A host without the program
-// has none that anybody could have made there.
-func readSets(ctx context.Context, h Host) ([]string, error) {
+// readSets returns the names of the sets of ipset, if the network may have any. A
+// host without the program has none that anybody could have made there.
+func readSets(ctx context.Context, h Host, l spec.Spec) ([]string, error) {
+	if len(l.IPSets) == 0 {
+		return nil, nil
+	}
 	out, err := h.Run(ctx, nil, "ipset", "list", "-n")
 	if missingProgram(err) {
 		return nil, nil

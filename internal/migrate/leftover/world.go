@@ -60,7 +60,7 @@ func (h *hands) look(ctx context.Context, l spec.Spec, use InUse) ([]finding, *s
 	found = append(found, findMarked(tables, l, use, v)...)
 	othersTables(tables, l, use.Other, has(walls, "iptables-nft", "iptables"), s)
 
-	sets, err := readSets(ctx, h.host)
+	sets, err := readSets(ctx, h.host, l)
 	errs = append(errs, err)
 	found = append(found, findSets(sets, l, use, v)...)
 	othersSets(sets, l, use.Other, s)

@@ -57,6 +57,12 @@ type place struct {
 func newPlace(t *testing.T) *place {
 	t.Helper()
 	kerneltest.Need(t, kerneltest.NetNS, kerneltest.Bridge, kerneltest.NftInet)
+	return newBarePlace(t)
+}
+
+// newBarePlace is a place on a kernel that may have no nftables.
+func newBarePlace(t *testing.T) *place {
+	t.Helper()
 	ns := kerneltest.NewNS(t)
 	net, err := rtnl.Open(ns)
 	if err != nil {
@@ -220,9 +226,6 @@ COMMIT
 func hostPortRules(network, id, chain, addr, port string) string {
 	comment := fmt.Sprintf(`-m comment --comment "dnat name: \"%s\" id: \"%s\""`, network, id)
 	return `*nat
-:CNI-HOSTPORT-DNAT - [0:0]
-:CNI-HOSTPORT-MASQ - [0:0]
-:CNI-HOSTPORT-SETMARK - [0:0]
 :` + chain + ` - [0:0]
 -A CNI-HOSTPORT-DNAT -p tcp ` + comment + ` -m multiport --dports ` + port + ` -j ` + chain + `
 -A ` + chain + ` -s ` + addr + `/32 -p tcp -m tcp --dport ` + port + ` -j CNI-HOSTPORT-SETMARK
