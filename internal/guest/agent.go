@@ -23,6 +23,9 @@ const (
 	powerOffLimit = 5 * time.Second
 	// killLimit is how long the host's kernel may take to free a killed guest.
 	killLimit = 10 * time.Second
+	// dialAttempts is how often a guest is looked for that does not answer ARP,
+	// for three seconds each: on a busy machine it may not get to it.
+	dialAttempts = 5
 	// stopLimit is a little more than init gives a daemon to end.
 	stopLimit = 15 * time.Second
 )
@@ -49,9 +52,16 @@ func (g *Guest) dial(ctx context.Context) (*call, error) {
 	})
 	c := &call{ctx: ctx}
 	err := inNS(g.state.NetNS, func() error {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", g.state.Agent.String())
-		if err == nil {
-			c.TCPConn = conn.(*net.TCPConn)
+		var err error
+		for range dialAttempts {
+			var conn net.Conn
+			conn, err = new(net.Dialer).DialContext(ctx, "tcp", g.state.Agent.String())
+			if err == nil {
+				c.TCPConn = conn.(*net.TCPConn)
+			}
+			if !errors.Is(err, unix.EHOSTUNREACH) {
+				break
+			}
 		}
 		return err
 	})
