@@ -34,7 +34,7 @@ below /run, and is gone after "braid lab down".`,
 	}
 	cmd.PersistentFlags().StringVar(&name, "name", name, "name of the lab; several can run side by side")
 	cmd.AddCommand(
-		labBuild(), labUp(&name), labDown(&name), labStatus(&name), labKubectl(&name),
+		labBuild(), labUp(&name), labDown(&name), labStatus(&name), labKubectl(&name), labRun(&name),
 		labExec(&name), labKubeconfig(&name), labLogs(&name), labDemo(&name),
 		labNode(&name), labAPI(&name), labLoad(&name),
 	)
@@ -161,6 +161,22 @@ func labKubectl(name *string) *cobra.Command {
 			}
 			// The files themselves, so that kubectl sees a terminal as one.
 			code, err := l.RunKubectl(cmd.Context(), lab.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, args...)
+			return exit(code, err)
+		},
+	}
+}
+
+func labRun(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run -- CMD ARGS...",
+		Short: "Run a command of this machine inside the lab's network, with KUBECONFIG set",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := lab.Open(*name)
+			if err != nil {
+				return err
+			}
+			code, err := l.Run(cmd.Context(), lab.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, args...)
 			return exit(code, err)
 		},
 	}

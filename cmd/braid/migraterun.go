@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -285,16 +286,19 @@ func printMigration(out io.Writer, o *v1alpha1.Migration, parts []v1alpha1.NodeM
 	return nil
 }
 
-// interesting are the rounds of probes that tell a story: before, the latest in
-// between, after, and those that failed.
+// interesting are the rounds of probes that tell a story: before the first node
+// moved, the one between in which most were asked, and the latest.
 func interesting(st v1alpha1.MigrationStatus) []v1alpha1.RoundSummary {
-	var list []v1alpha1.RoundSummary
-	for i, r := range st.Rounds {
-		if !r.Pending && (r.Round == st.Before || r.Round == st.After || i == len(st.Rounds)-1 || r.Failed > 0) {
-			list = append(list, r)
-		}
+	rounds := slices.DeleteFunc(slices.Clone(st.Rounds), func(r v1alpha1.RoundSummary) bool { return r.Pending })
+	if len(rounds) == 0 {
+		return nil
 	}
-	return list
+	tell := []int64{st.Before, rounds[len(rounds)-1].Round}
+	most := slices.MaxFunc(rounds, func(a, b v1alpha1.RoundSummary) int { return cmp.Compare(a.Asked, b.Asked) })
+	if most.Round > st.Before {
+		tell = append(tell, most.Round)
+	}
+	return slices.DeleteFunc(rounds, func(r v1alpha1.RoundSummary) bool { return !slices.Contains(tell, r.Round) })
 }
 
 // follow tells of every change until the migration is done, or stops.

@@ -81,7 +81,7 @@ func serveMigration(ctx context.Context, f migrateFlags, log *slog.Logger) error
 		Name: f.nodeName, Root: root, ConfDir: f.confDir, BinDirs: filepath.SplitList(f.binDir), Runtime: runtime,
 	}
 	part := agent.New(agent.Config{
-		Node: f.nodeName, Root: root, ConfDir: f.confDir, BinDirs: filepath.SplitList(f.binDir), StateDir: f.stateDir,
+		Node: f.nodeName, Root: root, ConfDir: f.confDir, StateDir: f.stateDir,
 		Runtime: runtime, Cluster: cluster, Log: log, CNI: node,
 	})
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf(":%d", migrate.NodePort))

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,16 +25,199 @@ import (
 // Migrations of a live cluster under load, with real CNIs.
 
 // TestClusterMigrateFlannelToCilium is the page about it: Flannel with vxlan on
-// port 8472 to Cilium with vxlan on port 8473, and back, without a request lost.
+// port 8472 to Cilium with vxlan on port 8473, and back, and once more with the
+// pods' own addresses, all under load and without a request lost; then Flannel is
+// cleaned up.
 func TestClusterMigrateFlannelToCilium(t *testing.T) {
 	s := migrating(t, lab.Config{Name: "migrate", CNI: "flannel+cilium-latent", NodeKernel: guest.Host, Nodes: 3, DNS: true})
 	load := s.underLoad(t)
+	dry := s.braid(t, "migrate", "run", "--to=cilium", "--dry-run")
+	for _, want := range []string{"node1 (by name)", "shop/bare", "StatefulSet db", "evicted", "web permits 1 disruptions now"} {
+		if !strings.Contains(dry, want) {
+			t.Errorf("the plan does not say %q", want)
+		}
+	}
+
 	s.braid(t, "migrate", "run", "--to=cilium", "--yes", "--outside="+s.outside)
 	s.wantPodsIn(t, "172.20.")
-	s.wantTable(t, "probes")
+	before, between, after := s.tables(t)
+	wantSeen(t, before, "old", "old", "other node", "own")
+	for _, table := range [][]v1alpha1.ClientRow{between, after} {
+		wantSeen(t, table, "new", "new", "other node", "own")
+		wantSeen(t, table, "old", "old", "other node", "own")
+		wantSeen(t, table, "new", "old", "other node", "flannel.1")
+		wantSeen(t, table, "new", "old", "same node", "cni0")
+		wantSeen(t, table, "old", "new", "other node", "cilium_host")
+		wantSeen(t, table, "old", "new", "same node", "cilium_host")
+	}
 	s.braid(t, "migrate", "rollback", "--follow")
 	s.wantPodsIn(t, "10.244.")
+	s.kubectl(t, "delete", "migrations.braid.dev", "--all")
+
+	s.braid(t, "migrate", "run", "--to=cilium", "--yes", "--preserve-source", "--outside="+s.outside)
+	s.wantPodsIn(t, "172.20.")
+	_, between, after = s.tables(t)
+	for _, table := range [][]v1alpha1.ClientRow{between, after} {
+		for _, sides := range [][2]string{{"old", "new"}, {"new", "old"}} {
+			wantSeen(t, table, sides[0], sides[1], "other node", "own")
+			wantSeen(t, table, sides[0], sides[1], "same node", "own")
+		}
+	}
+	for _, node := range s.lab.Nodes() {
+		if rules := s.on(t, node, "nft list tables; iptables-save"); strings.Contains(rules, "braid-migration") {
+			t.Errorf("%s: the exemption from NAT is still there:\n%s", node, rules)
+		}
+		if err := s.lab.StopDaemon(t.Context(), node, "flanneld"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, code := s.tryBraid(t, "migrate", "audit"); code != 2 || !strings.Contains(out, "flannel.1") {
+		t.Errorf("before the cleanup the audit ends with %d", code)
+	}
+	s.braid(t, "migrate", "cleanup", "--yes")
+	s.braid(t, "migrate", "audit")
+	for _, node := range s.lab.Nodes() {
+		left := s.on(t, node, "ip -brief link; ip route; iptables-save; nft list tables; ls /etc/cni/net.d /run/flannel /var/lib/cni/networks 2>/dev/null || true")
+		for _, what := range []string{"flannel", "FLANNEL", "cni0", "10.244.", "cbr0"} {
+			if strings.Contains(left, what) {
+				t.Errorf("%s: %s is left:\n%s", node, what, left)
+			}
+		}
+	}
+	s.wantPodsIn(t, "172.20.")
 	load.wantNoneLost(t)
+	s.braid(t, "migrate", "uninstall")
+}
+
+// TestClusterMigrateThroughFaults moves a bridge with routes to Flannel, which
+// its manifests install, while one thing after the other goes wrong. Each ends in
+// progress, or in a stop with the reason and no node half way.
+func TestClusterMigrateThroughFaults(t *testing.T) {
+	s := migrating(t, lab.Config{Name: "migrate-faults", CNI: "bridge", PodNet: netip.MustParsePrefix("10.200.0.0/16"), NodeKernel: guest.Host, Nodes: 2})
+	if err := s.lab.LoadFlannel(t.Context(), lab.BuildConfig{Source: s.Root}); err != nil {
+		t.Fatal(err)
+	}
+	s.workloads(t)
+	manifests := "--manifests=" + filepath.Join(s.Root, "examples/migrate/flannel")
+
+	// A budget that permits nothing: the node opens again.
+	s.kubectl(t, "-n", "shop", "patch", "pdb", "web", "--type=merge", "-p", `{"spec":{"minAvailable":3}}`)
+	run := []string{"migrate", "run", "--to=flannel", manifests, "--yes", "--outside=" + s.outside, "--evict-timeout=15s", "--step-timeout=90s"}
+	if out, code := s.tryBraid(t, run...); code != 2 || !strings.Contains(out, "pdb-blocks") {
+		t.Errorf("preflight lets a budget pass that blocks: exit status %d", code)
+	}
+	if out, code := s.tryBraid(t, append(run, "--accept=pdb-blocks")...); code != 1 || !strings.Contains(out, "The disruption budget web") {
+		t.Errorf("a budget that blocks: exit status %d", code)
+	}
+	s.wantWhole(t, "10.200.")
+	s.kubectl(t, "-n", "shop", "patch", "pdb", "web", "--type=merge", "-p", `{"spec":{"minAvailable":2}}`)
+
+	// Flannel's packets are lost: found before a pod of the second node moves.
+	const lose = " INPUT -p udp --dport 8472 -j DROP"
+	s.on(t, "node2", "iptables -I"+lose)
+	if out, code := s.tryBraid(t, "migrate", "resume", "--follow"); code != 1 || !strings.Contains(out, "probes failed at step Try") {
+		t.Errorf("a probe that fails: exit status %d", code)
+	}
+	s.on(t, "node2", "iptables -D"+lose)
+	s.settled(t)
+
+	// The leader's daemon is killed, its node rebooted, the API server away.
+	s.braid(t, "migrate", "resume")
+	s.until(t, "a node to be closed", func(m v1alpha1.Migration) bool { return s.atStep(m, v1alpha1.StepTry) })
+	leader := s.migration(t).Status.Leader
+	s.kubectl(t, "-n", "braid-system", "delete", "pod", "--field-selector=spec.nodeName="+leader, "--force", "--grace-period=0")
+	s.until(t, "another step", func(m v1alpha1.Migration) bool { return !s.atStep(m, v1alpha1.StepTry) })
+	if err := s.lab.StopAPI(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select { // the fault is that it is away for so long
+	case <-time.After(60 * time.Second):
+	case <-t.Context().Done():
+	}
+	if err := s.lab.StartAPI(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.until(t, "all nodes to be on flannel", func(m v1alpha1.Migration) bool { return m.Status.Phase == v1alpha1.PhaseDone })
+	s.wantWhole(t, "10.244.")
+
+	// On the way back, a node reboots in the middle.
+	s.braid(t, "migrate", "rollback")
+	s.until(t, "a node to be moving", func(m v1alpha1.Migration) bool {
+		return s.atStep(m, v1alpha1.StepEvict) || s.atStep(m, v1alpha1.StepMove)
+	})
+	for _, n := range s.migration(t).Status.Nodes {
+		if n.On != n.Want && n.Step != v1alpha1.StepPending {
+			if err := s.lab.RebootNode(t.Context(), n.Name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s.until(t, "all nodes to be back", func(m v1alpha1.Migration) bool { return m.Status.Phase == v1alpha1.PhaseDone })
+	s.wantWhole(t, "10.200.")
+}
+
+// atStep reports whether a node is at that step.
+func (s *migrated) atStep(m v1alpha1.Migration, step v1alpha1.NodeStep) bool {
+	return slices.ContainsFunc(m.Status.Nodes, func(n v1alpha1.NodeProgress) bool { return n.Step == step })
+}
+
+// until waits for what a migration comes to; one that stops is an error.
+func (s *migrated) until(t *testing.T, what string, holds func(v1alpha1.Migration) bool) {
+	t.Helper()
+	err := s.Eventually(t.Context(), 6*time.Minute, what, func(ctx context.Context) error {
+		m, err := s.read(ctx)
+		switch {
+		case err != nil:
+			return err
+		case m.Status.ObservedGeneration != m.Generation:
+			return errors.New("nobody has seen what was asked for")
+		case m.Status.Phase == v1alpha1.PhaseStopped:
+			t.Fatalf("waiting for %s: it stopped: %s", what, m.Status.Message)
+		case holds(m):
+			return nil
+		}
+		return fmt.Errorf("%s: %s", m.Status.Phase, m.Status.Message)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settled waits until no node is on its way.
+func (s *migrated) settled(t *testing.T) {
+	t.Helper()
+	err := s.Eventually(t.Context(), 3*time.Minute, "no node to be on its way", func(ctx context.Context) error {
+		m, err := s.read(ctx)
+		for _, n := range m.Status.Nodes {
+			if n.Step != v1alpha1.StepPending && n.Step != v1alpha1.StepDone {
+				return fmt.Errorf("%s is at %s: %s", n.Name, n.Step, n.Message)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantWhole expects a cluster where nothing is half way: no node cordoned, no
+// gate in a conf dir, every pod Ready on one network.
+func (s *migrated) wantWhole(t *testing.T, prefix string) {
+	t.Helper()
+	s.settled(t)
+	for _, what := range []string{"deployment/web", "statefulset/db", "daemonset/agent"} {
+		s.kubectl(t, "-n", "shop", "rollout", "status", what, "--timeout=120s")
+	}
+	s.kubectl(t, "-n", "shop", "wait", "--for=condition=Ready", "pod/bare", "--timeout=120s")
+	s.wantPodsIn(t, prefix)
+	if out := s.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].spec.unschedulable}"); out != "" {
+		t.Errorf("nodes are cordoned: %s", out)
+	}
+	for _, node := range s.lab.Nodes() {
+		if files := s.on(t, node, "ls /etc/cni/net.d"); strings.Contains(files, "00-braid-migrate") {
+			t.Errorf("%s: the gate is still there: %s", node, files)
+		}
+	}
 }
 
 // A migrated is a lab with the daemons of a migration.
@@ -76,18 +261,15 @@ func (s *migrated) braid(t *testing.T, args ...string) string {
 // tryBraid runs the command line inside the lab, and returns what it wrote.
 func (s *migrated) tryBraid(t *testing.T, args ...string) (string, int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	full := append([]string{"--net=" + s.lab.NetNS(), filepath.Join(s.Root, "bin", "braid")}, args...)
-	cmd := exec.CommandContext(ctx, "nsenter", append(full, "--kubeconfig="+s.lab.Kubeconfig())...)
 	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
+	code, err := s.lab.Run(ctx, lab.Streams{Out: &out, Err: &out}, append([]string{filepath.Join(s.Root, "bin", "braid")}, args...)...)
 	t.Logf("$ braid %s\n%s", strings.Join(args, " "), out.String())
-	if err != nil && cmd.ProcessState == nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	return out.String(), cmd.ProcessState.ExitCode()
+	return out.String(), code
 }
 
 // wantPodsIn expects the addresses of all pods with a network of their own to
@@ -107,19 +289,61 @@ func (s *migrated) wantPodsIn(t *testing.T, prefix string) {
 // migration reads the Migration object.
 func (s *migrated) migration(t *testing.T) v1alpha1.Migration {
 	t.Helper()
-	out := s.kubectl(t, "get", "migrations.braid.dev", "-o", "json")
-	var list struct{ Items []v1alpha1.Migration }
-	if err := json.Unmarshal([]byte(out), &list); err != nil || len(list.Items) != 1 {
-		t.Fatalf("%d migrations, %v", len(list.Items), err)
+	m, err := s.read(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	return list.Items[0]
+	return m
 }
 
-func (s *migrated) wantTable(t *testing.T, _ string) {
-	t.Helper()
-	for _, r := range s.migration(t).Status.Rounds {
-		t.Logf("%s: %d asked, %d failed", r.When, r.Asked, r.Failed)
+func (s *migrated) read(ctx context.Context) (v1alpha1.Migration, error) {
+	out, err := s.lab.Kubectl(ctx, "get", "migrations.braid.dev", "-o", "json")
+	if err != nil {
+		return v1alpha1.Migration{}, err
 	}
+	var list struct{ Items []v1alpha1.Migration }
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return v1alpha1.Migration{}, err
+	}
+	if len(list.Items) != 1 {
+		return v1alpha1.Migration{}, fmt.Errorf("there are %d migrations", len(list.Items))
+	}
+	return list.Items[0], nil
+}
+
+// tables are the client addresses that servers saw before the first node moved,
+// when one had, and after the last.
+func (s *migrated) tables(t *testing.T) (before, between, after []v1alpha1.ClientRow) {
+	t.Helper()
+	st := s.migration(t).Status
+	for _, r := range st.Rounds {
+		if r.Failed > 0 {
+			t.Errorf("round %d (%s): %v", r.Round, r.When, r.Failures)
+		}
+		switch {
+		case r.Round == st.Before:
+			before = r.Clients
+		case r.Round == st.After:
+			after = r.Clients
+		case strings.Contains(r.When, "Verify") && between == nil:
+			between = r.Clients
+		}
+	}
+	return before, between, after
+}
+
+// wantSeen expects what servers saw of clients that asked them directly.
+func wantSeen(t *testing.T, table []v1alpha1.ClientRow, from, to, where, saw string) {
+	t.Helper()
+	for _, row := range table {
+		if row.From == from && row.To == to && row.Where == where && row.By == "direct" {
+			if row.Saw != saw {
+				t.Errorf("%s → %s, %s: servers saw %s, not %s", from, to, where, row.Saw, saw)
+			}
+			return
+		}
+	}
+	t.Errorf("%s → %s, %s: nobody asked", from, to, where)
 }
 
 // A load is what the clients of the workloads have counted.
@@ -131,18 +355,31 @@ type load struct {
 	logs    map[string]*bytes.Buffer
 }
 
-// underLoad starts the workloads of examples/migrate and keeps what their
-// clients print, also of those that end in between.
-func (s *migrated) underLoad(t *testing.T) *load {
+// workloads starts those of examples/migrate.
+func (s *migrated) workloads(t *testing.T) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(s.Root, "examples/migrate/workloads.yaml"))
+	s.applyExample(t, "workloads.yaml", "deployment/web", "statefulset/db", "daemonset/agent")
+	s.kubectl(t, "-n", "shop", "wait", "--for=condition=Ready", "pod/bare", "--timeout=180s")
+}
+
+func (s *migrated) applyExample(t *testing.T, name string, workloads ...string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.Root, "examples/migrate", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.apply(t, strings.ReplaceAll(string(text), "OUTSIDE", s.outside))
-	for _, what := range []string{"deployment/web", "statefulset/db", "daemonset/agent", "deployment/client", "daemonset/client-on-node"} {
+	for _, what := range workloads {
 		s.kubectl(t, "-n", "shop", "rollout", "status", what, "--timeout=180s")
 	}
+}
+
+// underLoad starts the workloads, and clients of theirs, and keeps what those
+// print, also the ones that end in between.
+func (s *migrated) underLoad(t *testing.T) *load {
+	t.Helper()
+	s.workloads(t)
+	s.applyExample(t, "clients.yaml", "deployment/client", "daemonset/client-on-node")
 	ctx, end := context.WithCancel(t.Context())
 	l := &load{s: s, end: end, logs: map[string]*bytes.Buffer{}}
 	t.Cleanup(func() { end(); l.watched.Wait() })
@@ -191,8 +428,8 @@ func (l *load) wantNoneLost(t *testing.T) {
 	l.watched.Wait()
 	total := map[string][2]int{}
 	for pod, out := range l.logs {
-		var counts probe.Counts
-		if err := json.Unmarshal(out.Bytes(), &counts); err != nil {
+		counts, err := probe.ParseCounts(out.Bytes())
+		if err != nil {
 			t.Errorf("%s: %v: %q", pod, err, out.String())
 			continue
 		}

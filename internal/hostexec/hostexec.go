@@ -78,8 +78,32 @@ func (r Root) find(name string) (string, error) {
 	return "", ErrNotFound
 }
 
-// Path is where a file of the host is for this process.
-func (r Root) Path(path string) string { return filepath.Join("/", string(r), path) }
+// Path is where a file of the host is for this process. Links are followed as
+// the host follows them, such as that of /var/run, which is absolute; what is
+// not there, or leads round in circles, stays as it is named.
+func (r Root) Path(path string) string {
+	if !r.contained() {
+		return filepath.Join("/", path)
+	}
+	const maxLinks = 40 // as in path_resolution(7)
+	left, done := strings.Split(filepath.Clean("/" + path)[1:], "/"), "/"
+	for links := 0; len(left) > 0; {
+		name := left[0]
+		left = left[1:]
+		to, err := os.Readlink(filepath.Join(string(r), done, name))
+		if err != nil || links == maxLinks {
+			done = filepath.Join(done, name)
+			continue
+		}
+		links++
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(done, to)
+		}
+		left = append(strings.Split(filepath.Clean(to)[1:], "/"), left...)
+		done = "/"
+	}
+	return filepath.Join(string(r), done)
+}
 
 // ExitError is a program that said no.
 type ExitError struct {

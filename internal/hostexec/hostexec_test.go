@@ -61,6 +61,37 @@ func TestRunsInTheTreeThatIsMounted(t *testing.T) {
 	}
 }
 
+func TestLinksLeadWhereTheHostFollowsThem(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"run/netns", "var", "opt/cni"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"var/run": "/run", "opt/up": "../run", "opt/out": "../../../../run", "opt/round": "round", "opt/cni/far": "/var/run/netns"} {
+		if err := os.Symlink(to, filepath.Join(root, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, want := range map[string]string{
+		"/var/run/netns/cni-1": "run/netns/cni-1",
+		"/opt/up/netns":        "run/netns",
+		"/opt/out/netns":       "run/netns",
+		"opt/cni/far/x":        "run/netns/x",
+		"/opt/round/x":         "opt/round/x",
+		"/../../etc":           "etc",
+		"/":                    "",
+		"/not/there":           "not/there",
+	} {
+		if have := hostexec.Root(root).Path(path); have != filepath.Join(root, want) {
+			t.Errorf("%s: have %s, want %s", path, have, want)
+		}
+	}
+	if have := hostexec.Root("/").Path("var/run"); have != "/var/run" {
+		t.Errorf("outside of a container: %s", have)
+	}
+}
+
 func TestAProgramThatHangsIsEndedWithItsChildren(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()

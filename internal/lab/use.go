@@ -105,12 +105,19 @@ type Streams struct {
 // RunKubectl runs kubectl as cluster-admin inside the lab and returns its exit
 // code.
 func (l *Lab) RunKubectl(ctx context.Context, s Streams, args ...string) (int, error) {
+	code, err := l.Run(ctx, s, append([]string{l.Program("kubectl")}, args...)...)
+	return code, wrap("kubectl", err)
+}
+
+// Run runs a program of the machine inside the lab's network namespace, with
+// KUBECONFIG set for cluster-admin, and returns its exit code.
+func (l *Lab) Run(ctx context.Context, s Streams, args ...string) (int, error) {
 	ns, err := netns.Open(l.netns())
 	if err != nil {
-		return 0, fmt.Errorf("kubectl: %w", err)
+		return 0, err
 	}
 	defer ns.Close()
-	cmd := exec.CommandContext(ctx, l.Program("kubectl"), args...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	// Every lab's API server has the same address: what kubectl remembers of
 	// one must not be taken for another's, nor stay behind.
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.Kubeconfig(), "KUBECACHEDIR="+filepath.Join(l.dir(), "kubectl"))
@@ -119,13 +126,13 @@ func (l *Lab) RunKubectl(ctx context.Context, s Streams, args ...string) (int, e
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
 	if err := ns.Do(cmd.Start); err != nil {
-		return 0, fmt.Errorf("kubectl: %w", err)
+		return 0, err
 	}
 	err = cmd.Wait()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() >= 0 {
 		return exit.ExitCode(), nil
 	}
-	return 0, wrap("kubectl", err)
+	return 0, err
 }
 
 // Kubectl runs kubectl as cluster-admin and returns what it printed. The error

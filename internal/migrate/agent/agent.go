@@ -50,10 +50,9 @@ type Config struct {
 	Node string
 	// Root is where the host's file tree is.
 	Root hostexec.Root
-	// ConfDir, BinDirs and StateDir are paths of the host: of the runtime's
-	// configurations and plugins, and of what has to survive a restart.
+	// ConfDir and StateDir are paths of the host: of the runtime's configurations
+	// and of what has to survive a restart.
 	ConfDir  string
-	BinDirs  []string
 	StateDir string
 	Runtime  *cri.Client
 	Cluster  *kube.Migrations
@@ -211,9 +210,6 @@ func (r *round) setRuntime(ctx context.Context) bool {
 		Dir: r.Root.Path(r.ConfDir), StateDir: r.Root.Path(filepath.Join(r.StateDir, "migrate")),
 		Migration: r.spec.Migration, From: r.spec.From, To: r.spec.To, Probes: migrate.ProbeNamespace,
 		Message: "migration " + r.spec.Migration + ": the node is about to change its network",
-	}
-	for _, dir := range r.BinDirs {
-		c.BinDirs = append(c.BinDirs, r.Root.Path(dir))
 	}
 	if r.spec.Runtime == "" {
 		return false
