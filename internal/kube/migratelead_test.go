@@ -98,7 +98,7 @@ func TestClusterALeaderThatEndsHandsOverAtOnce(t *testing.T) {
 		t.Errorf("the second led %v before the first had ended", end.Sub(begun))
 	}
 	// It looks every retryPeriod, spread by up to 1.2 times of that.
-	if gap := begun.Sub(end); gap > 3*retryPeriod {
+	if gap := begun.Sub(end); gap > 4*retryPeriod {
 		t.Errorf("nobody led for %v", gap)
 	}
 	if leader, err := m.Leader(t.Context()); err != nil || leader != "hand-2" {
@@ -267,7 +267,7 @@ func TestClusterALeaderThatSeesAnotherEndsAtOnce(t *testing.T) {
 	eventually(t, "another has the lease", 5*time.Second, usurp)
 	moment := time.Now()
 	end := at(t, "its lead ends", renewDeadline-time.Second, d.ended)
-	if took := end.Sub(moment); took > 2*retryPeriod {
+	if took := end.Sub(moment); took > 3*retryPeriod {
 		t.Errorf("it led on for %v", took)
 	}
 	d.stop()
