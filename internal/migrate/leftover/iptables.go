@@ -257,12 +257,12 @@ func (t *ipTable) claimOrphans(l spec.Spec, c claims) {
 
 // claimEmpty claims the chains that the plugins of all networks of the node
 // share, when nothing would be left in them but what these plugins put there
-// for themselves.
-func (t *ipTable) claimEmpty(l spec.Spec, c claims) {
-	if l.Portmap {
+// for themselves, and the other network has not these plugins.
+func (t *ipTable) claimEmpty(l, other spec.Spec, c claims) {
+	if l.Portmap && !other.Portmap {
 		t.claimShared(c, hostPortChains, func(chain *ipChain, r *ipRule) bool { return chain.name != hostPorts })
 	}
-	if l.Firewall {
+	if l.Firewall && !other.Firewall {
 		t.claimShared(c, []string{cniForward, cniAdmin}, func(chain *ipChain, r *ipRule) bool {
 			return chain.name == cniForward && slices.Contains(r.comments, adminComment)
 		})
@@ -332,7 +332,7 @@ func (x *transaction) run(ctx context.Context, h Host) error {
 // find lists what of the table is the network's own.
 func (f *firewall) find(t *ipTable, l spec.Spec, use InUse, v living) []finding {
 	ours, theirs := t.claim(l), t.claim(use.Other)
-	t.claimEmpty(l, ours)
+	t.claimEmpty(l, use.Other, ours)
 	batch := &transaction{program: f.restore, table: t.name}
 	stays := map[string]string{} // chains that are claimed and in use
 	why := func(c claim, others bool) string {
@@ -346,9 +346,7 @@ func (f *firewall) find(t *ipTable, l spec.Spec, use InUse, v living) []finding 
 	}
 	for name, c := range ours.chains {
 		_, others := theirs.chains[name]
-		shared := c.empty && (name == cniForward || name == cniAdmin) && use.Other.Firewall ||
-			c.empty && slices.Contains(hostPortChains, name) && use.Other.Portmap
-		if reason := why(c, others || shared); reason != "" {
+		if reason := why(c, others); reason != "" {
 			stays[name] = reason
 		}
 	}
@@ -433,8 +431,7 @@ func kubeProxy(name string) bool { return strings.HasPrefix(name, "KUBE-") }
 // changing, nor kube-proxy's.
 func (f *firewall) others(t *ipTable, l, other spec.Spec, s *snapshot) {
 	ours, theirs := t.claim(l), t.claim(other)
-	t.claimEmpty(l, ours)
-	t.claimEmpty(other, theirs)
+	t.claimEmpty(l, other, ours)
 	known := func(c claims, chain string, r *ipRule) bool {
 		_, byChain := c.chains[chain]
 		if r == nil {

@@ -22,12 +22,14 @@ type kernel struct {
 	routes   []rtnl.AnyRoute
 	rules    []rtnl.AnyRule
 	programs []rtnl.Program
+	// addrs are the bridges', by index.
+	addrs map[int][]netip.Addr
 	// filters counts, by link, those of a clsact that are no eBPF programs.
 	filters map[int]int
 }
 
 func readKernel(h *rtnl.Handle) (kernel, error) {
-	k := kernel{names: map[int]string{}, filters: map[int]int{}}
+	k := kernel{names: map[int]string{}, addrs: map[int][]netip.Addr{}, filters: map[int]int{}}
 	var errs []error
 	var err error
 	if k.links, err = h.Links(); err != nil {
@@ -40,6 +42,15 @@ func readKernel(h *rtnl.Handle) (kernel, error) {
 			errs = append(errs, err)
 		}
 		k.programs = append(k.programs, programs...)
+		if l.Kind == "bridge" {
+			addrs, err := h.Addrs(l.Index)
+			if err != nil && !errors.Is(err, rtnl.ErrNotFound) {
+				errs = append(errs, err)
+			}
+			for _, a := range addrs {
+				k.addrs[l.Index] = append(k.addrs[l.Index], a.Addr())
+			}
+		}
 		k.filters[l.Index] = others
 	}
 	k.routes, err = h.EveryRoute()
@@ -106,7 +117,7 @@ func (k kernel) find(l spec.Spec, use InUse, v living) []finding {
 			continue
 		}
 		reason := firstOf(k.portsOf(link), k.strangerOn(link, l), v.network())
-		if theirs[link.Index] {
+		if theirs[link.Index] && !k.onlyOn(link, l, use.Other) {
 			reason = both(use.Other)
 		}
 		found = append(found, finding{kind: "link", name: link.Name, inUse: reason, stage: inLinks,
@@ -135,6 +146,15 @@ func (k kernel) find(l spec.Spec, use InUse, v living) []finding {
 			remove: func(_ context.Context, h *hands) error { return removeRule(h.net, r, movedLocal(l, r)) }})
 	}
 	return found
+}
+
+// onlyOn tells whose a bridge is that two networks call the same, cni0 as a rule:
+// it has an address of the one and none of the other.
+func (k kernel) onlyOn(link rtnl.Link, l, other spec.Spec) bool {
+	has := func(cidrs []netip.Prefix) bool {
+		return slices.ContainsFunc(k.addrs[link.Index], func(a netip.Addr) bool { return contains(cidrs, a) })
+	}
+	return has(l.PodCIDRs) && !has(other.PodCIDRs)
 }
 
 // removeRule removes a rule. That of the local table is put where it belongs

@@ -236,6 +236,7 @@ func TestWhatTheOtherNetworkHasTooStays(t *testing.T) {
 	p := newPlace(t)
 	p.strangers()
 	p.flannel()
+	p.run("ip", "addr", "add", "10.200.0.1/24", "dev", "cni0")
 	other := spec.Spec{Profile: "bridge", Network: "br", Links: []spec.LinkPattern{{Name: "cni0"}}, Portmap: true,
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16")}}
 	report, err := Clean(t.Context(), p.node(), flannel(), InUse{Other: other})
@@ -252,6 +253,21 @@ func TestWhatTheOtherNetworkHasTooStays(t *testing.T) {
 	}
 	if strings.Contains(p.text(), "CNI-DN-12345") {
 		t.Error("the dead container's hostPort stayed")
+	}
+}
+
+// Both call their bridge cni0, and only one has made it.
+func TestABridgeIsWhoseAddressItHas(t *testing.T) {
+	p := newPlace(t)
+	p.flannelLink()
+	other := spec.Spec{Profile: "bridge", Network: "br", Links: []spec.LinkPattern{{Name: "cni0"}}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16")}}
+	mine, theirs := flannel(), other
+	r, err := Clean(t.Context(), p.node(), theirs, InUse{Other: mine})
+	if err != nil || len(r.Items) != 1 || r.Items[0].InUse != "it is flannel cbr0's too" {
+		t.Errorf("cleaned up for bridge: %+v, %v", r, err)
+	}
+	if r, err = Clean(t.Context(), p.node(), mine, InUse{Other: theirs}); err != nil || len(r.Items) > 0 || r.Cleaned != 1 {
+		t.Errorf("cleaned up for flannel: %+v, %v", r, err)
 	}
 }
 

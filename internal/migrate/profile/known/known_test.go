@@ -126,3 +126,23 @@ func FuzzParseConf(f *testing.F) {
 		Detect(profiletest.Cluster(t, "", profiletest.WithConf("n", "10-x.conflist", text)))
 	})
 }
+
+// The manifests that the project shows are what they are said to be: they
+// install Flannel, and no pod gets it by that.
+func TestTheExampleInstallsALatentFlannel(t *testing.T) {
+	text, err := os.ReadFile("../../../../examples/migrate/flannel/kube-flannel.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Profile("flannel")
+	if err != nil {
+		t.Fatal(err)
+	}
+	side, score := p.Detect(profiletest.Cluster(t, string(text)))
+	if score == 0 || side.WritesConf || len(side.PodCIDRs) == 0 || side.Tunnel == nil || len(side.Workloads) != 1 {
+		t.Errorf("score %d: %+v", score, side)
+	}
+	if changes := p.Latent(profiletest.Objects(t, string(text))); len(changes) != 0 {
+		t.Errorf("%v", changes)
+	}
+}
