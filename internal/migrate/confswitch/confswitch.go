@@ -153,6 +153,11 @@ func (c Config) world() (World, error) {
 	w := World{Migration: c.Migration, Files: files, Probes: c.Probes, Message: c.Message, CacheDir: c.CacheDir}
 	guard, err := os.Lstat(filepath.Join(c.Dir, confdir.GateFile+confdir.CiliumSuffix))
 	w.Guarded = err == nil && guard.IsDir()
+	for _, n := range []v1alpha1.Network{c.From, c.To} {
+		if _, err := os.Lstat(filepath.Join(c.Dir, n.ConfFile+AsideSuffix)); err == nil {
+			w.Aside = append(w.Aside, n.ConfFile)
+		}
+	}
 	backup := filepath.Join(c.BackupDir(), c.From.ConfFile)
 	// The source's is the node's own, byte for byte, whatever the others have.
 	if w.Source, err = c.own(c.From, file(backup), text(c.From.Conf)); err != nil {

@@ -179,6 +179,9 @@ func (n node) wantFiles(want v1alpha1.RuntimeState) {
 			n.t.Errorf("%s is %q, want %q", goal.ConfFile, n.read(goal.ConfFile), text)
 		}
 	}
+	if _, err := os.Lstat(filepath.Join(n.Dir, goal.ConfFile+AsideSuffix)); err == nil && !IsGate(want) && n.From.ConfFile != n.To.ConfFile {
+		n.t.Errorf("%s is back and set aside", goal.ConfFile)
+	}
 	if have := n.loadable(); !slices.Equal(have, append(names, "87-podman.conflist")) {
 		n.t.Errorf("%s: the runtime would load %q, want %q first", want, have, names)
 	}

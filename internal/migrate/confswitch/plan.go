@@ -23,6 +23,9 @@ type World struct {
 	Migration string
 	// Files are what a runtime would load of the conf dir.
 	Files []confdir.File
+	// Aside are the names of configurations that are set aside, without what marks
+	// them.
+	Aside []string
 	// Guarded says that the gate cannot be renamed by Cilium.
 	Guarded bool
 	// Source and Target are the two networks' own configurations on this node.
@@ -117,7 +120,11 @@ func Plan(w World, want v1alpha1.RuntimeState) ([]Op, error) {
 		return nil, err
 	}
 	if !IsGate(want) {
-		return append(w.planConfs(goal, other, true), w.planNoGate()...), nil
+		ops := append(w.planConfs(goal, other, true), w.planNoGate()...)
+		if slices.Contains(w.Aside, goal.File) && goal.File != other.File {
+			ops = append(ops, Op{Do: Remove, File: goal.File + AsideSuffix}) // it is back
+		}
+		return ops, nil
 	}
 	data, err := w.gate(want)
 	if err != nil {
