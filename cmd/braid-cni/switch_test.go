@@ -492,6 +492,48 @@ func TestASenselessSwitchIsRefused(t *testing.T) {
 	}
 }
 
+// Where Braid is the node's CNI, the gate leads to it.
+func TestAGateLeadsToBraid(t *testing.T) {
+	c := newCrossing(t)
+	asked := make(chan wire.Request, 1)
+	socket := daemon(t, func(conn *wire.Conn) {
+		asked <- conn.Request()
+		_ = conn.Reply(wire.Reply{Stdout: []byte(`{"cniVersion":"1.1.0","ips":[]}`)})
+	})
+	c.to = fmt.Sprintf(`{"cniVersion":"1.1.0","name":"braid","plugins":[{"type":"braid-cni","socket":%q,"capabilities":{"ips":true}}]}`, socket)
+	if err := os.Symlink(binary(t), filepath.Join(c.bin, "braid-cni")); err != nil {
+		t.Fatal(err)
+	}
+	o := c.ask("ADD", `,"runtimeConfig":{"ips":["10.2.0.9"],"portMappings":[1]}`)
+	o.succeeded(t)
+	r := receive(t, "ADD", asked)
+	var conf map[string]any
+	if err := json.Unmarshal(r.Stdin, &conf); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"cniVersion": "1.1.0", "name": "braid", "type": "braid-cni", "socket": socket, "capabilities": map[string]any{"ips": true},
+		"runtimeConfig": map[string]any{"ips": []any{"10.2.0.9"}},
+	}
+	if r.Command != "ADD" || r.ContainerID != "abc-1" || r.Args != "K8S_POD_NAME=p;X=y=z" || !reflect.DeepEqual(conf, want) {
+		t.Errorf("%+v, %v", r, conf)
+	}
+	c.remember("braid", c.to, newResult)
+	c.ask("DEL", `,"prevResult":{"cniVersion":"1.1.0","ips":[]}`).succeeded(t)
+	if r := receive(t, "DEL", asked); r.Command != "DEL" || len(c.told()) > 0 {
+		t.Errorf("%+v", r)
+	}
+	// A pod that was there before Braid came.
+	if err := os.Remove(filepath.Join(c.cache, "results", "braid-abc-1-eth0")); err != nil {
+		t.Fatal(err)
+	}
+	c.remember("old", oldNet, oldResult)
+	c.ask("DEL", "").succeeded(t)
+	if have := names(c.told()); have != "old2 old1" || len(asked) > 0 {
+		t.Errorf("called %s", have)
+	}
+}
+
 func TestWithoutASwitchBraidIsAsked(t *testing.T) {
 	socket := daemon(t, func(c *wire.Conn) { _ = c.Reply(wire.Reply{Stdout: []byte("{}")}) })
 	if o := (call{verb: "ADD", socket: socket, conf: `,"switch":null`}).run(t); o.code != 0 || o.stdout != "{}" {
