@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,8 +98,12 @@ func New(name string) (*NS, error) {
 }
 
 // Delete unbinds the named namespace. The kernel frees it, with all links in
-// it, once nothing else holds it open. Deleting what is not there succeeds.
+// it, once nothing else holds it open. Deleting what is not there succeeds. A
+// name that is none is an error: without one, all namespaces would be unbound.
 func Delete(name string) error {
+	if name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
+		return fmt.Errorf("delete network namespace %q: that is no name", name)
+	}
 	path := Path(name)
 	err := unix.Unmount(path, unix.MNT_DETACH)
 	// EINVAL: the file is there but nothing is mounted on it.

@@ -132,3 +132,12 @@ func TestNoThreadStaysInANewNamespace(t *testing.T) {
 		})
 	}
 }
+
+// What is not a name must not reach the directory of all namespaces.
+func TestDeleteRefusesWhatIsNoName(t *testing.T) {
+	for _, name := range []string{"", ".", "..", "a/b", "../netns"} {
+		if err := netns.Delete(name); err == nil {
+			t.Errorf("%q was deleted", name)
+		}
+	}
+}

@@ -73,13 +73,14 @@ func TestRealPluginsRecordsOfTheDeadGoAndTheLivingKeepTheirs(t *testing.T) {
 			confs := map[string]*libcni.RuntimeConf{}
 			for i, id := range []string{"deaddeaddead", "livelivelive"} {
 				names[id] = fmt.Sprintf("braid-known-%s-%d", backend[:3], i)
-				netns.Delete(names[id]) // of a run that was killed
-				ns, err := netns.New(names[id])
+				name := names[id]
+				netns.Delete(name) // of a run that was killed
+				ns, err := netns.New(name)
 				if err != nil {
 					t.Fatal(err)
 				}
 				ns.Close()
-				t.Cleanup(func() { netns.Delete(names[id]) })
+				t.Cleanup(func() { netns.Delete(name) })
 				confs[id] = r.of(id, netns.Path(names[id]), 8080+i)
 				r.add(confs[id])
 			}
