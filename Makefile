@@ -52,10 +52,10 @@ test-unit: test-deps ## unit tests and tests in network namespaces of this machi
 test-guest: test-deps ## tests under a guest kernel: what this machine's kernel may lack
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
-	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential
+	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover
 
 test-cluster: test-deps build ## the scenarios on a real cluster
-	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run Cluster ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain
+	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run Cluster ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain ./internal/migrate/confswitch
 
 # Not part of test: five minutes for what test-cluster shows in two halves.
 test-emulated: test-deps build ## Cilium and ipvlan on one node, under QEMU

@@ -108,7 +108,7 @@ func (n Node) spec(network v1alpha1.Network) (s spec.Spec, agents []string, err 
 	if err != nil {
 		return s, nil, err
 	}
-	return p.Leftovers(side), side.Workloads, nil
+	return p.Leftovers(side).In(n.ConfDir), side.Workloads, nil
 }
 
 // running are the sandboxes of a network's own workloads: as long as these run
