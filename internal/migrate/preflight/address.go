@@ -134,7 +134,14 @@ func (k *checker) checkReserved(b netip.Prefix) {
 
 // used is every range that is known to be somebody's, the sides' own excepted.
 func (k *checker) used() []used {
-	var list []used
+	if k.ranges == nil {
+		k.ranges = k.findUsed()
+	}
+	return k.ranges
+}
+
+func (k *checker) findUsed() []used {
+	list := []used{}
 	for _, p := range k.serviceCIDRs() {
 		list = append(list, used{p.prefix, ServiceOverlap, p.by, nil})
 	}
@@ -206,7 +213,7 @@ func (k *checker) hostUses(n node) []used {
 // routesTarget tells whether a route is one between nodes to a block that the
 // target, which is installed, has given to one of them.
 func (k *checker) routesTarget(p netip.Prefix, n node) bool {
-	if !k.installed(k.to, n.Name) {
+	if !n.installed {
 		return false
 	}
 	for _, blocks := range k.to.IPAM.Blocks {
@@ -341,12 +348,7 @@ func (k *checker) checkBlock(n node) {
 	}
 	// The network's address, its broadcast address and the gateway are no pod's.
 	usable := max(0, 1<<(32-mask)-3)
-	pods := 0
-	for _, p := range k.moving {
-		if p.Spec.NodeName == n.Name {
-			pods++
-		}
-	}
+	pods := len(n.pods)
 	most, unit := int(n.Status.Capacity.Pods().Value()), "that kubelet permits"
 	if pods > most {
 		most, unit = pods, "that it has"
@@ -418,23 +420,32 @@ func family(list []netip.Prefix, six bool) []netip.Prefix {
 
 // free is a range of that length that nobody here has, as far as is known.
 func (k *checker) free(six bool, length int) string {
-	taken := slices.Concat(k.from.PodCIDRs, k.to.PodCIDRs)
+	if k.taken == nil {
+		k.taken = k.findTaken()
+	}
+	for p := range candidates(six, length) {
+		if !slices.ContainsFunc(k.taken, p.Overlaps) {
+			return p.String()
+		}
+	}
+	return "another range"
+}
+
+// findTaken are the ranges of everybody, and the addresses that pods have.
+func (k *checker) findTaken() []netip.Prefix {
+	taken := slices.Concat(k.from.PodCIDRs, k.to.PodCIDRs, []netip.Prefix{})
 	for _, u := range k.used() {
 		taken = append(taken, u.prefix)
 	}
 	for _, p := range k.moving {
 		for _, ip := range p.Status.PodIPs {
-			if a, ok := hostPrefix(ip.IP); ok {
+			a, ok := hostPrefix(ip.IP)
+			if ok && !within(a, k.from.PodCIDRs) && !within(a, k.to.PodCIDRs) {
 				taken = append(taken, a)
 			}
 		}
 	}
-	for p := range candidates(six, length) {
-		if !slices.ContainsFunc(taken, p.Overlaps) {
-			return p.String()
-		}
-	}
-	return "another range"
+	return taken
 }
 
 // candidates are private ranges of that length, rarely used ones first.

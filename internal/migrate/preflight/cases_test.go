@@ -47,7 +47,7 @@ type world struct {
 	report   string
 }
 
-func readWorld(t *testing.T, path string) *world {
+func readWorld(t testing.TB, path string) *world {
 	t.Helper()
 	archive, err := txtar.ParseFile(path)
 	if err != nil {
@@ -83,7 +83,7 @@ func codes(s string) []preflight.Code {
 	return list
 }
 
-func (w *world) overlay(t *testing.T, f txtar.File) {
+func (w *world) overlay(t testing.TB, f txtar.File) {
 	t.Helper()
 	switch name, isFacts := strings.CutPrefix(f.Name, "facts/"); {
 	case isFacts && name == "all.yaml":
@@ -124,7 +124,7 @@ func (w *world) overlay(t *testing.T, f txtar.File) {
 	}
 }
 
-func (w *world) object(t *testing.T, o map[string]any) {
+func (w *world) object(t testing.TB, o map[string]any) {
 	t.Helper()
 	w.objects = slices.Clone(w.objects)
 	for i, have := range w.objects {
@@ -144,7 +144,7 @@ func idOf(o map[string]any) string {
 	return fmt.Sprintf("%v/%v/%v", o["kind"], meta["namespace"], meta["name"])
 }
 
-func parse(t *testing.T, f txtar.File) any {
+func parse(t testing.TB, f txtar.File) any {
 	t.Helper()
 	var v any
 	if err := yaml.UnmarshalStrict(f.Data, &v); err != nil {
@@ -180,7 +180,7 @@ func merge(a, b any) any {
 }
 
 // dump writes the world as somebody would dump a cluster.
-func (w *world) dump(t *testing.T) string {
+func (w *world) dump(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "facts"), 0o755); err != nil {
@@ -202,7 +202,7 @@ func (w *world) dump(t *testing.T) string {
 	return dir
 }
 
-func into(t *testing.T, v any, out any) {
+func into(t testing.TB, v any, out any) {
 	t.Helper()
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -216,7 +216,7 @@ func into(t *testing.T, v any, out any) {
 }
 
 // check reads the world's dump, as a person would have it checked.
-func (w *world) check(t *testing.T) preflight.Report {
+func (w *world) check(t testing.TB) preflight.Report {
 	t.Helper()
 	c, err := preflight.ReadDir(w.dump(t))
 	if err != nil {
@@ -238,7 +238,7 @@ type based struct {
 
 var bases sync.Map
 
-func base(t *testing.T, name string) based {
+func base(t testing.TB, name string) based {
 	t.Helper()
 	if b, ok := bases.Load(name); ok {
 		return b.(based)
@@ -303,7 +303,7 @@ func clients(t *testing.T, r preflight.Report) string {
 	return s[:strings.LastIndexByte(s, '\n')+1]
 }
 
-func worlds(t *testing.T, dir string) []string {
+func worlds(t testing.TB, dir string) []string {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join("testdata", dir, "*.txtar"))
 	if err != nil || len(paths) == 0 {

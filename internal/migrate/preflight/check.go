@@ -97,7 +97,11 @@ type checker struct {
 	// living are the pods that run or will; moving are those of them that have a
 	// network namespace of their own, on nodes that move.
 	living, moving []*corev1.Pod
-	out            []Finding
+	// ranges are those of used, which looks at everything once; taken are those
+	// and what pods have.
+	ranges []used
+	taken  []netip.Prefix
+	out    []Finding
 }
 
 // node is a node with its facts; known tells whether there are any.
@@ -105,15 +109,22 @@ type node struct {
 	corev1.Node
 	facts facts.Node
 	known bool
+	// rules are the tables of iptables by backend.
+	rules map[string]map[string]table
+	// pods are those of moving that are on it.
+	pods []*corev1.Pod
+	// installed tells whether the target is on it already, by pods of its workloads
+	// or by links of its own: what is seen there may be its.
+	installed bool
 }
 
 func newChecker(c Cluster, from, to Side, o Options) *checker {
 	k := &checker{Cluster: c.sorted(), from: from, to: to, opts: o}
-	windows := map[string]bool{}
-	for _, n := range k.Nodes {
+	windows, at := map[string]bool{}, map[string]int{}
+	for i, n := range k.Nodes {
 		f, ok := c.Facts[n.Name]
-		k.nodes = append(k.nodes, node{n, f, ok})
-		windows[n.Name] = isWindows(n)
+		k.nodes = append(k.nodes, node{Node: n, facts: f, known: ok, rules: parseRules(f.Firewall), installed: k.hasLinks(f)})
+		windows[n.Name], at[n.Name] = isWindows(n), i
 	}
 	for i := range k.Pods {
 		p := &k.Pods[i]
@@ -121,12 +132,23 @@ func newChecker(c Cluster, from, to Side, o Options) *checker {
 			continue
 		}
 		k.living = append(k.living, p)
-		if !p.Spec.HostNetwork {
-			k.moving = append(k.moving, p)
+		i, placed := at[p.Spec.NodeName]
+		if placed && k.ownedBy(p, to) {
+			k.nodes[i].installed = true
+		}
+		if p.Spec.HostNetwork || p.Namespace == probes {
+			continue
+		}
+		k.moving = append(k.moving, p)
+		if placed {
+			k.nodes[i].pods = append(k.nodes[i].pods, p)
 		}
 	}
 	return k
 }
+
+// probes is the namespace of the migration's own pods.
+const probes = "braid-migrate"
 
 func isWindows(n corev1.Node) bool {
 	return n.Labels[corev1.LabelOSStable] == "windows" || n.Status.NodeInfo.OperatingSystem == "windows"
@@ -241,15 +263,11 @@ func (n node) underlay() (facts.Link, bool) {
 	return facts.Link{}, false
 }
 
-// installed tells whether pods of the side's own workloads are on the node: what
-// is seen there may be theirs.
-func (k *checker) installed(s Side, nodeName string) bool {
-	for _, p := range k.living {
-		if p.Spec.NodeName == nodeName && k.ownedBy(p, s) {
-			return true
-		}
-	}
-	return false
+// hasLinks tells whether links of the target alone are on a node.
+func (k *checker) hasLinks(f facts.Node) bool {
+	return slices.ContainsFunc(f.Links, func(l facts.Link) bool {
+		return matchesAny(k.to.Links, l.Name) && !matchesAny(k.from.Links, l.Name) && !strings.HasPrefix(l.Name, "veth")
+	})
 }
 
 // ownedBy tells whether a pod is of one of the side's workloads.

@@ -254,12 +254,23 @@ func linkMatch(rule string, links []string) match {
 	return never
 }
 
-// rulesets are the node's of these backends, parsed.
+// parseRules parses what iptables has, by backend.
+func parseRules(rulesets []facts.Ruleset) map[string]map[string]table {
+	out := map[string]map[string]table{}
+	for _, r := range rulesets {
+		if r.Backend != "nftables" {
+			out[r.Backend] = parseSave(r.Text)
+		}
+	}
+	return out
+}
+
+// rulesets are the node's of these backends.
 func (n node) rulesets(backends ...string) map[string]map[string]table {
 	out := map[string]map[string]table{}
-	for _, r := range n.facts.Firewall {
-		if slices.Contains(backends, r.Backend) {
-			out[r.Backend] = parseSave(r.Text)
+	for _, b := range backends {
+		if tables, ok := n.rules[b]; ok {
+			out[b] = tables
 		}
 	}
 	return out
@@ -292,16 +303,13 @@ func nftDrops(rulesets []facts.Ruleset) []string {
 
 // chainsWithRules are the chains of any backend that hold rules, as
 // "iptables-nft nat FLANNEL-POSTRTG".
-func chainsWithRules(rulesets []facts.Ruleset) []string {
+func (n node) chainsWithRules() []string {
 	var list []string
-	for _, r := range rulesets {
-		if r.Backend == "nftables" {
-			continue
-		}
-		for name, t := range parseSave(r.Text) {
+	for backend, tables := range n.rules {
+		for name, t := range tables {
 			for chain, rules := range t.rules {
 				if len(rules) > 0 {
-					list = append(list, r.Backend+" "+name+" "+chain)
+					list = append(list, backend+" "+name+" "+chain)
 				}
 			}
 		}

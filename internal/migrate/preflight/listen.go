@@ -120,7 +120,10 @@ func (k *checker) checkPaths(n node, want facts.Tunnel) {
 			missing = append(missing, fmt.Sprintf("%s → %s", n.Name, other.Name))
 		}
 	}
-	if len(missing) > 0 && !k.installed(k.to, n.Name) {
+	if len(missing) > 3 { // all pairs of a large cluster are too many to name
+		missing = line("%s → %d of %d other nodes", n.Name, len(missing), len(k.nodes)-1)
+	}
+	if len(missing) > 0 && !n.installed {
 		k.find(finding{code: TunnelPortUnproven, on: onNode(n.Name), evidence: missing}, "nobody asked whether UDP port %d passes between all nodes", want.Port)
 	}
 }
@@ -133,6 +136,9 @@ func (k *checker) checkKernel() {
 		}
 		for _, need := range k.to.Needs {
 			works, tried := n.facts.Features[need]
+			if n.hasTunnel(need) {
+				works, tried = true, true
+			}
 			switch {
 			case !tried:
 				k.find(finding{code: FeatureUnknown, on: onNode(n.Name)}, "nobody tried whether the kernel can do %s, which %s needs", need, k.to.Profile)
@@ -146,6 +152,12 @@ func (k *checker) checkKernel() {
 				"the kernel is older than %s, which %s needs", k.to.MinKernel, k.to.Profile)
 		}
 	}
+}
+
+// hasTunnel tells whether a link of that kind is there, which proves that the
+// kernel can make one.
+func (n node) hasTunnel(kind string) bool {
+	return slices.ContainsFunc(n.facts.Links, func(l facts.Link) bool { return l.Tunnel != nil && l.Tunnel.Kind == kind })
 }
 
 // instead names what the target can do without a feature.
@@ -180,7 +192,7 @@ func numbers(release string) []int {
 // checkPorts is B3.7.
 func (k *checker) checkPorts() {
 	for _, n := range k.nodes {
-		if k.installed(k.to, n.Name) {
+		if n.installed {
 			continue
 		}
 		for _, want := range k.to.Ports {

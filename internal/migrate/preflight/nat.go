@@ -203,7 +203,7 @@ func (k *checker) checkMasquerades() {
 		k.find(finding{code: SourceRewritten, evidence: directions(forth, back)}, "while pods of both sides are there, servers see another client address than the pod's own: the table below")
 	}
 	for _, n := range k.nodes {
-		chains := chainsWithRules(n.facts.Firewall)
+		chains := n.chainsWithRules()
 		for _, m := range masqueraders {
 			k.checkMasquerader(n, m.mark, m.profiles, chains)
 		}

@@ -47,8 +47,8 @@ func (k *checker) checkReach(n node) {
 	if !n.known || asked > 0 {
 		return
 	}
-	for _, p := range k.moving {
-		if p.Spec.NodeName == n.Name && p.Status.PodIP != "" {
+	for _, p := range n.pods {
+		if p.Status.PodIP != "" {
 			k.find(finding{code: GatewayUnproven, on: onNode(n.Name)}, "nobody asked whether the node reaches its own pods")
 			return
 		}

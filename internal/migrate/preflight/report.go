@@ -102,18 +102,38 @@ func merge(findings []Finding) []Finding {
 	}
 	out := []Finding{}
 	at := map[key]int{}
+	seen := map[seenLine]bool{}
 	for _, f := range findings {
 		k := key{f.Code, f.Severity, f.Message, f.Fix}
 		i, ok := at[k]
 		if !ok {
-			at[k] = len(out)
-			out = append(out, f)
-			continue
+			i = len(out)
+			at[k] = i
+			first := f
+			first.Subjects, first.Evidence = nil, nil
+			out = append(out, first)
 		}
-		out[i].Subjects = appendNew(out[i].Subjects, f.Subjects...)
-		out[i].Evidence = appendNew(out[i].Evidence, f.Evidence...)
+		out[i].Subjects = addNew(seen, i, false, out[i].Subjects, f.Subjects)
+		out[i].Evidence = addNew(seen, i, true, out[i].Evidence, f.Evidence)
 	}
 	return out
+}
+
+// seenLine is a line that a finding has already.
+type seenLine struct {
+	finding  int
+	evidence bool
+	line     string
+}
+
+func addNew(seen map[seenLine]bool, finding int, evidence bool, list, more []string) []string {
+	for _, s := range more {
+		if id := (seenLine{finding, evidence, s}); !seen[id] {
+			seen[id] = true
+			list = append(list, s)
+		}
+	}
+	return list
 }
 
 func appendNew(list []string, more ...string) []string {
