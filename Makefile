@@ -52,7 +52,7 @@ test-unit: test-deps ## unit tests and tests in network namespaces of this machi
 test-guest: test-deps ## tests under a guest kernel: what this machine's kernel may lack
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
-	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover
+	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover ./internal/migrate/preflight
 
 test-cluster: test-deps build ## the scenarios on a real cluster
 	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run Cluster ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain ./internal/migrate/confswitch

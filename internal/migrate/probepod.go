@@ -21,7 +21,9 @@ const (
 // taints, and asks for nothing of the API.
 func (p ProbePod) Manifest(image string) *corev1.Pod {
 	no, yes, user := false, true, int64(65534)
-	zero := int64(0)
+	// With 0 the object would be gone before the kubelet has taken the network
+	// down, and the runtime could be given another one too early.
+	grace := int64(1)
 	return &corev1.Pod{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: metav1.ObjectMeta{
@@ -33,7 +35,7 @@ func (p ProbePod) Manifest(image string) *corev1.Pod {
 			Tolerations:                   []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 			AutomountServiceAccountToken:  &no,
 			EnableServiceLinks:            &no,
-			TerminationGracePeriodSeconds: &zero,
+			TerminationGracePeriodSeconds: &grace,
 			SecurityContext: &corev1.PodSecurityContext{
 				RunAsNonRoot: &yes, RunAsUser: &user,
 				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
