@@ -77,7 +77,7 @@ func Make(c preflight.Cluster, w Wish) (Draft, error) {
 	o := preflight.Options{
 		PreserveSource: w.Spec.PreserveSource, Pods: w.Spec.Strategy.Pods, Batch: w.Spec.Strategy.Batch,
 		EvictTimeout: w.Spec.Strategy.EvictTimeout.Duration, StepTimeout: w.Spec.Strategy.StepTimeout.Duration,
-		Images: w.Images, Accept: w.Accept,
+		Images: w.Images, Accept: w.Accept, Brings: len(w.Manifests) > 0,
 	}
 	d.Forth, d.Back = preflight.Both(c, d.From, d.To, o)
 	return d, nil

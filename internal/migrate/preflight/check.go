@@ -32,6 +32,9 @@ type Options struct {
 	Images []string `json:"images,omitempty"`
 	// Accept are codes of blockers that a person accepts; they become warnings.
 	Accept []string `json:"accept,omitempty"`
+	// Brings says that the target is installed by manifests of the migration, which
+	// bring its programs: they are waited for, node by node, before it begins.
+	Brings bool `json:"brings,omitempty"`
 	// Rollback says that the pods were on the target before.
 	Rollback bool `json:"rollback,omitempty"`
 }

@@ -169,7 +169,14 @@ func (k *checker) checkPrograms(n node) {
 	if len(n.facts.CNI.Plugins) == 0 {
 		return
 	}
-	for _, s := range []Side{k.from, k.to} {
+	sides := []Side{k.from, k.to}
+	switch {
+	case k.opts.Brings && k.opts.Rollback:
+		sides = sides[1:]
+	case k.opts.Brings:
+		sides = sides[:1]
+	}
+	for _, s := range sides {
 		var missing []string
 		for _, p := range s.Plugins {
 			if !slices.Contains(n.facts.CNI.Plugins, p) {
