@@ -15,7 +15,7 @@ DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptab
 # Cilium compiles its programs where it runs; with ipvlan it takes a kernel under QEMU.
 DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86
 
-.PHONY: help deps test-deps build generate lint test test-unit test-guest test-cluster test-emulated bench demo demo-down clean
+.PHONY: help deps test-deps build generate lint test test-unit test-guest test-cluster test-migrate test-emulated bench demo demo-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -43,7 +43,7 @@ lint: ## gofmt, vet and staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
-test: test-deps lint test-unit test-guest test-cluster ## everything that CI runs
+test: test-deps lint test-unit test-guest test-cluster test-migrate ## everything that CI runs
 
 # As root, the tests that use the machine's own kernel run too.
 test-unit: test-deps ## unit tests and tests in network namespaces of this machine, with -race
@@ -56,6 +56,10 @@ test-guest: test-deps ## tests under a guest kernel: what this machine's kernel 
 
 test-cluster: test-deps build ## the scenarios on a real cluster
 	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run Cluster ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain ./internal/migrate/confswitch
+
+# Beside nothing else: requests of a machine that is too busy are lost, too.
+test-migrate: test-deps build ## migrations of live clusters, under load and through faults
+	BRAID_TIER=cluster go test -timeout 30m -v -run '^TestMigrate' ./internal/demo
 
 # Not part of test: five minutes for what test-cluster shows in two halves.
 test-emulated: test-deps build ## Cilium and ipvlan on one node, under QEMU
