@@ -188,8 +188,10 @@ type MigrationStatus struct {
 	// one that found the cluster well at the goal.
 	Before int64 `json:"before,omitempty"`
 	After  int64 `json:"after,omitempty"`
-	// Tries counts the rounds of these that failed in a row.
-	Tries int `json:"tries,omitempty"`
+	// Tries counts the rounds of these that failed in a row; the next is not
+	// before Again.
+	Tries int         `json:"tries,omitempty"`
+	Again metav1.Time `json:"again,omitempty,omitzero"`
 	// Round counts the probes' rounds; Rounds has the latest results.
 	Round  int64          `json:"round,omitempty"`
 	Rounds []RoundSummary `json:"rounds,omitempty"`
@@ -228,9 +230,10 @@ type NodeProgress struct {
 	// a person wanted it.
 	Back bool `json:"back,omitempty"`
 	// Round is the probes' round that this step waits for; Tries counts those
-	// that failed before.
-	Round int64 `json:"round,omitempty"`
-	Tries int   `json:"tries,omitempty"`
+	// that failed before, and the next is not before Again.
+	Round int64       `json:"round,omitempty"`
+	Tries int         `json:"tries,omitempty"`
+	Again metav1.Time `json:"again,omitempty,omitzero"`
 	// Message says what the step waits for.
 	Message string `json:"message,omitempty"`
 }

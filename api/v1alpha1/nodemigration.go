@@ -70,6 +70,23 @@ type NodeMigrationSpec struct {
 	Audits int64 `json:"audits,omitempty"`
 	// Facts asks for the node's facts; they are reported when it changes.
 	Facts int64 `json:"facts,omitempty"`
+	// Paths has the daemon answer other nodes at UDP ports, for as long as it is
+	// there, and ask them when it collects facts.
+	Paths *PathRequest `json:"paths,omitempty"`
+}
+
+// PathRequest is about the ways between nodes, which a tunnel is going to need.
+type PathRequest struct {
+	// Ports are UDP ports. A tunnel cannot be set up on one of them meanwhile.
+	Ports []int32 `json:"ports"`
+	// Peers are the other nodes.
+	Peers []PathPeer `json:"peers,omitempty"`
+}
+
+// PathPeer is another node at its address.
+type PathPeer struct {
+	Node    string `json:"node"`
+	Address string `json:"address"`
 }
 
 // ProbeRequest is one round of probes.

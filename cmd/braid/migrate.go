@@ -71,6 +71,10 @@ type migrateFlags struct {
 	evictTimeout   time.Duration
 	stepTimeout    time.Duration
 	outside        []string
+
+	// objects are those of the manifests, once they have been read: standard input
+	// can be read only once.
+	objects []*unstructured.Unstructured
 }
 
 // wishFlags are those that say what a migration shall be.
@@ -164,7 +168,25 @@ func live(ctx context.Context, m *kube.Migrations, progress io.Writer) (prefligh
 		}
 		return c, err
 	}
-	return c, gather.Facts(ctx, m, &c, func(text string) { fmt.Fprintln(progress, text) })
+	return c, gather.Facts(ctx, m, &c, nil, func(text string) { fmt.Fprintln(progress, text) })
+}
+
+// tryPaths has the nodes try the ways that the target's tunnel is going to take,
+// unless it is there already, and judges once more.
+func (f *migrateFlags) tryPaths(ctx context.Context, c *preflight.Cluster, d draft.Draft, w draft.Wish, progress io.Writer) (draft.Draft, error) {
+	if f.dir != "" || len(w.Manifests) == 0 || d.To.Tunnel == nil || len(c.Nodes) < 2 {
+		return d, nil
+	}
+	m, err := f.connect()
+	if err != nil {
+		return d, err
+	}
+	defer m.Close()
+	ports := []uint16{d.To.Tunnel.Port}
+	if err := gather.Facts(ctx, m, c, ports, func(text string) { fmt.Fprintln(progress, text) }); err != nil {
+		return d, err
+	}
+	return draft.Make(*c, w)
 }
 
 // wish is what the flags say.
@@ -188,8 +210,9 @@ func (f *migrateFlags) wish(cmd *cobra.Command) (draft.Wish, error) {
 		}
 		w.ConfFile, w.Conf = filepath.Base(f.toConf), string(text)
 	}
-	objects, err := readObjects(f.manifests, cmd.InOrStdin())
-	for _, o := range objects {
+	var err error
+	f.objects, err = readObjects(f.manifests, cmd.InOrStdin())
+	for _, o := range f.objects {
 		w.Manifests = append(w.Manifests, *o)
 	}
 	return w, err
@@ -241,6 +264,10 @@ func (f *migrateFlags) draft(cmd *cobra.Command) (draft.Draft, preflight.Cluster
 		return draft.Draft{}, c, err
 	}
 	d, err := draft.Make(c, w)
+	if err != nil {
+		return d, c, err
+	}
+	d, err = f.tryPaths(cmd.Context(), &c, d, w, cmd.ErrOrStderr())
 	return d, c, err
 }
 
@@ -354,7 +381,7 @@ func migratePlan(f *migrateFlags) *cobra.Command {
 	return cmd
 }
 
-// asYAML is for messages about objects.
+// asLines lists objects for a person.
 func asLines(objects []kube.Object) string {
 	var b bytes.Buffer
 	for _, o := range objects {

@@ -171,11 +171,7 @@ With --dry-run it prints the plan and what would be applied, and changes nothing
 
 // begin installs the target and makes the Migration.
 func (f *migrateFlags) begin(ctx context.Context, m *kube.Migrations, d draft.Draft, cmd *cobra.Command, dryRun bool) error {
-	objects, err := readObjects(f.manifests, cmd.InOrStdin())
-	if err != nil {
-		return err
-	}
-	applied, err := m.Apply(ctx, objects, kube.ApplyOptions{DryRun: dryRun})
+	applied, err := m.Apply(ctx, f.objects, kube.ApplyOptions{DryRun: dryRun})
 	for _, a := range applied {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s\n", a.Object, a.Change)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -91,7 +92,7 @@ func (d *decider) heed() {
 		d.goOn()
 	}
 	if d.st.Goal != d.spec.Goal {
-		d.st.Goal, d.st.Before, d.st.After, d.st.Tries = d.spec.Goal, 0, 0, 0
+		d.st.Goal, d.st.Before, d.st.After, d.st.Tries, d.st.Again = d.spec.Goal, 0, 0, 0, metav1.Time{}
 	}
 	for i := range d.st.Nodes {
 		n := &d.st.Nodes[i]
@@ -111,7 +112,7 @@ func (d *decider) heed() {
 // goOn begins anew what had stopped: whatever a person changes says so. Steps
 // get their time again, as after a pause.
 func (d *decider) goOn() {
-	d.st.Stopped, d.st.Message, d.st.Tries = 0, "", 0
+	d.st.Stopped, d.st.Message, d.st.Tries, d.st.Again = 0, "", 0, metav1.Time{}
 	for i := range d.st.Nodes {
 		d.st.Nodes[i].Since = metav1.NewTime(d.Now)
 	}
@@ -174,6 +175,9 @@ func (d *decider) ready() bool {
 	} else if d.st.Before != 0 {
 		return true
 	}
+	if d.Now.Before(d.st.Again.Time) {
+		d.waits = append(d.waits, "another round of probes")
+	}
 	for _, n := range d.st.Nodes {
 		if wait := d.notPrepared(n); wait != "" {
 			d.waits = append(d.waits, fmt.Sprintf("%s waits for %s", n.Name, wait))
@@ -191,6 +195,7 @@ func (d *decider) again(number *int64) bool {
 		return false
 	}
 	*number = 0
+	d.st.Again = metav1.NewTime(d.Now.Add(time.Duration(d.st.Tries) * probePause))
 	return true
 }
 
@@ -263,6 +268,9 @@ func (d *decider) finish() {
 		if d.spec.Goal == v1alpha1.Stay || d.spec.Paused || len(d.st.Nodes) == 0 {
 			d.set(v1alpha1.PhaseDone, "every node stays where it is")
 			return
+		}
+		if d.Now.Before(d.st.Again.Time) {
+			return // with the phase and the message that say so
 		}
 		d.st.After = d.startRound("after")
 	}

@@ -17,9 +17,12 @@ import (
 const (
 	evictTimeout = 10 * time.Minute
 	stepTimeout  = 5 * time.Minute
-	// probeTries is how many rounds of probes may fail before a node goes back:
-	// what an agent has just made known takes a moment to get around.
-	probeTries = 3
+	// probeTries is how many rounds of probes may fail before a node goes back,
+	// and probePause what is between them, and grows: what an agent has just made
+	// known takes a moment to get around, and after an outage of the API a little
+	// more until services have their pods again.
+	probeTries = 4
+	probePause = 5 * time.Second
 )
 
 // advance takes a node a step further if what its step waits for is there.
@@ -55,7 +58,7 @@ func (d *decider) advance(n *v1alpha1.NodeProgress) {
 
 // step begins a step of a node.
 func (d *decider) step(n *v1alpha1.NodeProgress, s v1alpha1.NodeStep) {
-	n.Step, n.Since, n.Round, n.Tries = s, metav1.NewTime(d.Now), 0, 0
+	n.Step, n.Since, n.Round, n.Tries, n.Again = s, metav1.NewTime(d.Now), 0, 0, metav1.Time{}
 }
 
 // overdue reports whether a step has taken too long. A node that is away, as
@@ -140,7 +143,10 @@ func (d *decider) try(n *v1alpha1.NodeProgress) string {
 // probed has a round of probes asked for the node. When it failed too often the
 // node goes back, unless it is on its way back already.
 func (d *decider) probed(n *v1alpha1.NodeProgress) (ok bool, wait string) {
-	if n.Round == 0 {
+	switch {
+	case n.Round == 0 && d.Now.Before(n.Again.Time):
+		return false, n.Message
+	case n.Round == 0:
 		n.Round = d.startRound(n.Name + " " + string(n.Step))
 		return false, "a round of probes"
 	}
@@ -155,6 +161,7 @@ func (d *decider) probed(n *v1alpha1.NodeProgress) (ok bool, wait string) {
 		return true, ""
 	case n.Tries+1 < probeTries:
 		n.Tries, n.Round = n.Tries+1, 0
+		n.Again = metav1.NewTime(d.Now.Add(time.Duration(n.Tries) * probePause))
 		return false, "another round of probes: " + r.Failures[0]
 	case n.Back:
 		d.event("%s is back on %s, and probes fail: %s", n.Name, d.profile(n.Want), r.Failures[0])

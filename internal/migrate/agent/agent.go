@@ -69,8 +69,11 @@ type CNI interface {
 	// the network that stays, and sandboxes are all of the node's.
 	Audit(ctx context.Context, n, other v1alpha1.Network, sandboxes []facts.Sandbox) (v1alpha1.LeftoverReport, error)
 	Clean(ctx context.Context, n, other v1alpha1.Network, sandboxes []facts.Sandbox) (v1alpha1.LeftoverReport, error)
-	// Facts are all that is known of the node.
-	Facts(ctx context.Context) facts.Node
+	// Facts are all that is known of the node, with the ways to the peers, who
+	// answer at the ports.
+	Facts(ctx context.Context, paths v1alpha1.PathRequest) facts.Node
+	// Echo answers other nodes at a UDP port until ctx ends.
+	Echo(ctx context.Context, port uint16) error
 }
 
 // Agent does a node's part.
@@ -84,6 +87,7 @@ type Agent struct {
 	free     bool
 	exempted time.Time
 	audited  time.Time
+	echo     echo
 	said     string
 }
 
@@ -100,6 +104,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		view.Run(ctx) // it ends with ctx, without another reason
 	}()
 	defer func() { <-ended }()
+	defer a.echo.end()
 	for ctx.Err() == nil {
 		if parts := view.Snapshot().NodeMigrations; len(parts) == 1 {
 			a.once(ctx, view, parts[0])
@@ -170,6 +175,7 @@ func (a *Agent) work(ctx context.Context, part v1alpha1.NodeMigration) v1alpha1.
 		r.probe(ctx)
 		r.clean(ctx)
 	}
+	r.answer(ctx)
 	r.facts(ctx)
 	r.st.Message = strings.Join(r.problems, "; ")
 	r.st.ObservedGeneration = part.Generation
@@ -272,7 +278,11 @@ func (r *round) facts(ctx context.Context) {
 	if r.spec.Facts == r.st.FactsAsked {
 		return
 	}
-	raw, err := factsOf(r.CNI.Facts(ctx))
+	var paths v1alpha1.PathRequest
+	if r.spec.Paths != nil {
+		paths = *r.spec.Paths
+	}
+	raw, err := factsOf(r.CNI.Facts(ctx, paths))
 	r.trouble(err)
 	if err == nil {
 		r.st.Facts, r.st.FactsAsked = raw, r.spec.Facts

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"braid.dev/braid/api/v1alpha1"
@@ -52,88 +53,155 @@ func Objects(ctx context.Context, m *kube.Migrations) (preflight.Cluster, error)
 	return c, nil
 }
 
-// Facts has the daemons report their nodes' facts and waits for all of them.
-// Progress is told of what is waited for. A node that has not reported when ctx
-// ends, or after two minutes, is one of the cluster's problems.
-func Facts(ctx context.Context, m *kube.Migrations, c *preflight.Cluster, progress func(string)) error {
+// Facts has the daemons report their nodes' facts and waits for all of them; with
+// ports they try the ways between all nodes at these UDP ports, too, which nobody
+// else must want meanwhile. Progress is told of what is waited for. A node that
+// has not reported when ctx ends, or after two minutes, is one of the cluster's
+// problems.
+func Facts(ctx context.Context, m *kube.Migrations, c *preflight.Cluster, ports []uint16, progress func(string)) error {
 	ctx, cancel := context.WithTimeout(ctx, factsLimit)
 	defer cancel()
-	asked, err := ask(ctx, m, c)
+	f := &follower{m: m, view: m.FollowerView(), progress: progress}
+	defer f.follow(ctx)()
+	c.Facts = map[string]facts.Node{}
+	if len(ports) > 0 {
+		// First all listen, then all ask.
+		asked, err := f.change(ctx, c, func(node string, s *v1alpha1.NodeMigrationSpec) { s.Paths = paths(c, node, ports) })
+		if err != nil {
+			return err
+		}
+		defer f.silence(c)
+		if missing := f.wait(ctx, "to listen", func(p v1alpha1.NodeMigration) bool { return p.Status.ObservedGeneration >= asked[p.Name] }, asked); len(missing) > 0 {
+			c.Problems = append(c.Problems, absent(missing))
+			return nil
+		}
+	}
+	numbers := map[string]int64{}
+	asked, err := f.change(ctx, c, func(node string, s *v1alpha1.NodeMigrationSpec) { s.Facts++; numbers[node] = s.Facts })
 	if err != nil {
 		return err
 	}
-	view := m.FollowerView()
-	following, stop := context.WithCancel(ctx)
+	missing := f.wait(ctx, "to report its facts", func(p v1alpha1.NodeMigration) bool {
+		return p.Status.FactsAsked >= numbers[p.Name] && p.Status.Facts != nil
+	}, asked)
+	if len(missing) > 0 {
+		c.Problems = append(c.Problems, absent(missing))
+	}
+	collect(c, f.view.Snapshot().NodeMigrations, numbers)
+	return nil
+}
+
+func absent(nodes []string) string {
+	return fmt.Sprintf("no facts of %s: is braid-migrate running there? (kubectl -n braid-system get pods -l app.kubernetes.io/name=braid-migrate -o wide)", strings.Join(nodes, ", "))
+}
+
+// paths is what a node shall ask of all others.
+func paths(c *preflight.Cluster, node string, ports []uint16) *v1alpha1.PathRequest {
+	req := &v1alpha1.PathRequest{}
+	for _, p := range ports {
+		req.Ports = append(req.Ports, int32(p))
+	}
+	for _, n := range c.Nodes {
+		for _, a := range n.Status.Addresses {
+			if n.Name != node && a.Type == corev1.NodeInternalIP {
+				req.Peers = append(req.Peers, v1alpha1.PathPeer{Node: n.Name, Address: a.Address})
+				break
+			}
+		}
+	}
+	return req
+}
+
+// A follower asks the daemons and sees what they answer.
+type follower struct {
+	m        *kube.Migrations
+	view     *kube.View
+	progress func(string)
+}
+
+// follow sees the cluster until the function that it returns is called.
+func (f *follower) follow(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		view.Run(following) // it ends when it is stopped, without another reason
+		f.view.Run(ctx) // it ends when it is stopped, without another reason
 	}()
-	defer func() { stop(); <-ended }()
-	c.Facts = map[string]facts.Node{}
+	return func() { cancel(); <-ended }
+}
+
+// change changes what the daemons of all nodes shall do, and returns the
+// generations of that.
+func (f *follower) change(ctx context.Context, c *preflight.Cluster, edit func(node string, s *v1alpha1.NodeMigrationSpec)) (map[string]int64, error) {
+	generations := map[string]int64{}
+	for _, node := range c.Nodes {
+		part, err := f.m.GetNodeMigration(ctx, node.Name)
+		if errors.Is(err, kube.ErrNotFound) {
+			part = &v1alpha1.NodeMigration{}
+			part.Name = node.Name
+			edit(node.Name, &part.Spec)
+			part, err = f.m.CreateNodeMigration(ctx, part)
+		} else if err == nil {
+			spec := *part.Spec.DeepCopy()
+			edit(node.Name, &spec)
+			part, err = f.m.UpdateNodeMigrationSpec(ctx, part, spec)
+		}
+		if err != nil {
+			return nil, err
+		}
+		generations[node.Name] = part.Generation
+	}
+	return generations, nil
+}
+
+// silence has the daemons listen no more, also when ctx is over.
+func (f *follower) silence(c *preflight.Cluster) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := f.change(ctx, c, func(_ string, s *v1alpha1.NodeMigrationSpec) { s.Paths = nil }); err != nil {
+		c.Problems = append(c.Problems, fmt.Sprintf("the daemons may still listen: %v", err))
+	}
+}
+
+// wait waits until something holds of all nodes that were asked, and returns
+// those of which it does not when ctx ends.
+func (f *follower) wait(ctx context.Context, what string, holds func(v1alpha1.NodeMigration) bool, asked map[string]int64) []string {
 	said := ""
 	for {
-		missing := collect(c, view.Snapshot().NodeMigrations, asked)
+		var missing []string
+		parts := f.view.Snapshot().NodeMigrations
+		for name := range asked {
+			if !slices.ContainsFunc(parts, func(p v1alpha1.NodeMigration) bool { return p.Name == name && holds(p) }) {
+				missing = append(missing, name)
+			}
+		}
+		slices.Sort(missing)
 		if len(missing) == 0 {
 			return nil
 		}
-		if text := "waiting for the facts of " + strings.Join(missing, ", "); text != said {
-			progress(text)
+		if text := fmt.Sprintf("waiting for %s %s", strings.Join(missing, ", "), what); text != said {
+			f.progress(text)
 			said = text
 		}
 		select {
-		case <-view.Changed():
+		case <-f.view.Changed():
 		case <-ctx.Done():
-			c.Problems = append(c.Problems, fmt.Sprintf(
-				"no facts of %s: is braid-migrate running there? (kubectl -n braid-system get pods -l app=braid-migrate -o wide)", strings.Join(missing, ", ")))
-			return nil
+			return missing
 		}
 	}
 }
 
-// ask asks every node once more. It returns what their answers have to name.
-func ask(ctx context.Context, m *kube.Migrations, c *preflight.Cluster) (map[string]int64, error) {
-	have, err := m.ListNodeMigrations(ctx)
-	if err != nil {
-		return nil, err
-	}
-	asked := map[string]int64{}
-	for _, node := range c.Nodes {
-		i := slices.IndexFunc(have, func(p v1alpha1.NodeMigration) bool { return p.Name == node.Name })
-		if i < 0 {
-			part := &v1alpha1.NodeMigration{Spec: v1alpha1.NodeMigrationSpec{Facts: 1}}
-			part.Name = node.Name
-			if _, err := m.CreateNodeMigration(ctx, part); err != nil && !errors.Is(err, kube.ErrExists) {
-				return nil, err
-			}
-			asked[node.Name] = 1
-			continue
-		}
-		spec := have[i].Spec
-		spec.Facts++
-		if _, err := m.UpdateNodeMigrationSpec(ctx, &have[i], spec); err != nil {
-			return nil, err
-		}
-		asked[node.Name] = spec.Facts
-	}
-	return asked, nil
-}
-
-// collect takes over the facts that are there, and returns whose are missing.
-func collect(c *preflight.Cluster, parts []v1alpha1.NodeMigration, asked map[string]int64) (missing []string) {
-	for name, number := range asked {
-		i := slices.IndexFunc(parts, func(p v1alpha1.NodeMigration) bool { return p.Name == name })
-		if i < 0 || parts[i].Status.FactsAsked < number || parts[i].Status.Facts == nil {
-			missing = append(missing, name)
+// collect takes over the facts that are there.
+func collect(c *preflight.Cluster, parts []v1alpha1.NodeMigration, numbers map[string]int64) {
+	for _, p := range parts {
+		if p.Status.Facts == nil || p.Status.FactsAsked < numbers[p.Name] || numbers[p.Name] == 0 {
 			continue
 		}
 		var n facts.Node
-		if err := json.Unmarshal(parts[i].Status.Facts.Raw, &n); err != nil {
-			c.Problems = append(c.Problems, fmt.Sprintf("facts of %s: %v", name, err))
+		if err := json.Unmarshal(p.Status.Facts.Raw, &n); err != nil {
+			c.Problems = append(c.Problems, fmt.Sprintf("facts of %s: %v", p.Name, err))
 			continue
 		}
-		c.Facts[name] = n
+		c.Facts[p.Name] = n
 	}
-	slices.Sort(missing)
-	return missing
 }

@@ -130,11 +130,26 @@ func running(workloads []string, sandboxes []facts.Sandbox) []string {
 	return list
 }
 
-// Facts are all that is known of the node.
-func (n Node) Facts(ctx context.Context) facts.Node {
-	return survey.Collect(ctx, survey.Config{
-		Name: n.Name, Root: n.Root, ConfDir: n.ConfDir, BinDir: n.BinDirs[0], Runtime: n.Runtime,
-	})
+// Facts are all that is known of the node, with the ways to its peers.
+func (n Node) Facts(ctx context.Context, paths v1alpha1.PathRequest) facts.Node {
+	c := survey.Config{Name: n.Name, Root: n.Root, ConfDir: n.ConfDir, BinDir: n.BinDirs[0], Runtime: n.Runtime}
+	for _, p := range paths.Peers {
+		addr, err := netip.ParseAddr(p.Address)
+		if err != nil {
+			continue // whoever asks finds the way missing
+		}
+		peer := survey.Peer{Node: p.Node, Addr: addr}
+		for _, port := range paths.Ports {
+			peer.Ports = append(peer.Ports, uint16(port))
+		}
+		c.Peers = append(c.Peers, peer)
+	}
+	return survey.Collect(ctx, c)
+}
+
+// Echo answers other nodes at a UDP port, on all addresses, until ctx ends.
+func (n Node) Echo(ctx context.Context, port uint16) error {
+	return survey.Echo(ctx, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
 }
 
 // view is the node as profiles look at it.
