@@ -137,17 +137,19 @@ With --dry-run it prints the plan and what would be applied, and changes nothing
 				return err
 			}
 			fmt.Fprintln(out)
-			if err := d.Plan(c, "").Fprint(out); err != nil {
-				return err
-			}
-			if !verdictOf(d).OK {
-				return exitCode(2)
-			}
 			m, err := f.connect()
 			if err != nil {
 				return err
 			}
 			defer m.Close()
+			if err := d.Plan(c, leader(cmd.Context(), m)).Fprint(out); err != nil {
+				return err
+			}
+			if !verdictOf(d).OK {
+				return exitCode(2)
+			}
+			// Each migration keeps its backups by its name.
+			d.Migration.Name += time.Now().UTC().Format("-20060102-150405")
 			if dryRun {
 				return f.begin(cmd.Context(), m, d, cmd, true)
 			}
@@ -169,8 +171,26 @@ With --dry-run it prints the plan and what would be applied, and changes nothing
 	return cmd
 }
 
+// leader is the node of the daemon that leads, which moves last; empty when that
+// is not known.
+func leader(ctx context.Context, m *kube.Migrations) string {
+	node, err := m.Leader(ctx)
+	if err != nil {
+		return ""
+	}
+	return node
+}
+
 // begin installs the target and makes the Migration.
 func (f *migrateFlags) begin(ctx context.Context, m *kube.Migrations, d draft.Draft, cmd *cobra.Command, dryRun bool) error {
+	there, err := m.ListMigrations(ctx)
+	if err != nil {
+		return err
+	}
+	if len(there) > 0 {
+		return fmt.Errorf("there is migration %s (%s) already: `braid migrate status` shows it, `resume` goes on with it, `kubectl delete migration %s` forgets one that is over",
+			there[0].Name, there[0].Status.Phase, there[0].Name)
+	}
 	applied, err := m.Apply(ctx, f.objects, kube.ApplyOptions{DryRun: dryRun})
 	for _, a := range applied {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s\n", a.Object, a.Change)
@@ -182,9 +202,6 @@ func (f *migrateFlags) begin(ctx context.Context, m *kube.Migrations, d draft.Dr
 		return err
 	}
 	_, err = m.CreateMigration(ctx, &d.Migration)
-	if errors.Is(err, kube.ErrExists) {
-		return fmt.Errorf("migration %s exists already: `braid migrate status`; `braid migrate resume` goes on with it, `kubectl delete migration %s` forgets one that is over", d.Migration.Name, d.Migration.Name)
-	}
 	return err
 }
 

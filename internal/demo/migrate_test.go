@@ -33,7 +33,7 @@ func TestMigrateFlannelToCilium(t *testing.T) {
 	s := migrating(t, lab.Config{Name: "migrate", CNI: "flannel+cilium-latent", NodeKernel: guest.Host, Nodes: 3, DNS: true})
 	load := s.underLoad(t)
 	dry := s.braid(t, "migrate", "run", "--to=cilium", "--dry-run")
-	for _, want := range []string{"node1 (by name)", "shop/bare", "StatefulSet db", "evicted", "web permits 1 disruptions now"} {
+	for _, want := range []string{"1. node", "shop/bare", "StatefulSet db", "evicted", "web permits 1 disruptions now"} {
 		if !strings.Contains(dry, want) {
 			t.Errorf("the plan does not say %q", want)
 		}

@@ -264,11 +264,15 @@ func (d *decider) moving() string {
 // finish is what is done when all nodes are where they shall be: a last round
 // of probes, the end of what only the move needed, and the cleaning.
 func (d *decider) finish() {
-	if d.st.After == 0 {
-		if d.spec.Goal == v1alpha1.Stay || d.spec.Paused || len(d.st.Nodes) == 0 {
-			d.set(v1alpha1.PhaseDone, "every node stays where it is")
+	if d.spec.Goal == v1alpha1.Stay || len(d.st.Nodes) == 0 {
+		if d.leaving() {
+			d.set(v1alpha1.PhaseMoving, "ends the probes that stayed on the other side")
 			return
 		}
+		d.set(v1alpha1.PhaseDone, "every node stays where it is")
+		return
+	}
+	if d.st.After == 0 {
 		if d.Now.Before(d.st.Again.Time) {
 			return // with the phase and the message that say so
 		}

@@ -137,6 +137,9 @@ func TestAbortBringsNodesHomeAndLeavesTheOthers(t *testing.T) {
 		if n := c.m.Status.Nodes[i]; n.On != want || !atRest(n) {
 			t.Errorf("%s is on %s", n.Name, n.On)
 		}
+		if part := c.parts[c.m.Status.Nodes[i].Name]; part.Status.Runtime != runtimeOf(want) {
+			t.Errorf("%s: the runtime is %s", part.Name, part.Status.Runtime)
+		}
 	}
 }
 

@@ -51,10 +51,17 @@ func (d *decider) runtimeFor(n v1alpha1.NodeProgress) v1alpha1.RuntimeState {
 	case v1alpha1.StepSwap, v1alpha1.StepVerify, v1alpha1.StepUncordon:
 		return runtimeOf(n.Want)
 	}
-	if after := d.round(d.st.After); after != nil && !after.Pending && after.Failed == 0 && d.arrived() && d.stays(n) {
+	if d.arrived() && d.well() && d.stays(n) {
 		return openTo(n.On)
 	}
 	return runtimeOf(n.On)
+}
+
+// well reports whether nobody needs the probes any more that stayed on the other
+// side: the last round has found the cluster well, or there is none.
+func (d *decider) well() bool {
+	after := d.round(d.st.After)
+	return d.spec.Goal == v1alpha1.Stay || after != nil && !after.Pending && after.Failed == 0
 }
 
 // arrived reports whether all nodes are where they shall be.
