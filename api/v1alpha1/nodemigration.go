@@ -70,6 +70,9 @@ type NodeMigrationSpec struct {
 	Audits int64 `json:"audits,omitempty"`
 	// Facts asks for the node's facts; they are reported when it changes.
 	Facts int64 `json:"facts,omitempty"`
+	// FactsTaken says which facts have been read: they are dropped, as they are
+	// large and the status is written often.
+	FactsTaken int64 `json:"factsTaken,omitempty"`
 	// Paths has the daemon answer other nodes at UDP ports, for as long as it is
 	// there, and ask them when it collects facts.
 	Paths *PathRequest `json:"paths,omitempty"`

@@ -127,10 +127,11 @@ func TestMigrateThroughFaults(t *testing.T) {
 
 	// The leader's daemon is killed, its node rebooted, the API server away.
 	s.braid(t, "migrate", "resume")
-	s.until(t, "a node to be closed", func(m v1alpha1.Migration) bool { return s.atStep(m, v1alpha1.StepTry) })
+	var was v1alpha1.NodeProgress
+	s.until(t, "a node to be on its way", func(m v1alpha1.Migration) (is bool) { was, is = onItsWay(m); return is })
 	leader := s.migration(t).Status.Leader
 	s.kubectl(t, "-n", "braid-system", "delete", "pod", "--field-selector=spec.nodeName="+leader, "--force", "--grace-period=0")
-	s.until(t, "another step", func(m v1alpha1.Migration) bool { return !s.atStep(m, v1alpha1.StepTry) })
+	s.until(t, "another step", func(m v1alpha1.Migration) bool { is, _ := onItsWay(m); return is.Step != was.Step })
 	if err := s.lab.StopAPI(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -146,23 +147,23 @@ func TestMigrateThroughFaults(t *testing.T) {
 
 	// On the way back, a node reboots in the middle.
 	s.braid(t, "migrate", "rollback")
-	s.until(t, "a node to be moving", func(m v1alpha1.Migration) bool {
-		return s.atStep(m, v1alpha1.StepEvict) || s.atStep(m, v1alpha1.StepMove)
-	})
-	for _, n := range s.migration(t).Status.Nodes {
-		if n.On != n.Want && n.Step != v1alpha1.StepPending {
-			if err := s.lab.RebootNode(t.Context(), n.Name); err != nil {
-				t.Fatal(err)
-			}
-		}
+	s.until(t, "a node to be on its way", func(m v1alpha1.Migration) (is bool) { was, is = onItsWay(m); return is })
+	if err := s.lab.RebootNode(t.Context(), was.Name); err != nil {
+		t.Fatal(err)
 	}
 	s.until(t, "all nodes to be back", func(m v1alpha1.Migration) bool { return m.Status.Phase == v1alpha1.PhaseDone })
 	s.wantWhole(t, "10.200.")
 }
 
-// atStep reports whether a node is at that step.
-func (s *migrated) atStep(m v1alpha1.Migration, step v1alpha1.NodeStep) bool {
-	return slices.ContainsFunc(m.Status.Nodes, func(n v1alpha1.NodeProgress) bool { return n.Step == step })
+// onItsWay is the node whose runtime is neither on the one side nor on the other.
+func onItsWay(m v1alpha1.Migration) (v1alpha1.NodeProgress, bool) {
+	i := slices.IndexFunc(m.Status.Nodes, func(n v1alpha1.NodeProgress) bool {
+		return slices.Contains([]v1alpha1.NodeStep{v1alpha1.StepTry, v1alpha1.StepEvict, v1alpha1.StepMove}, n.Step)
+	})
+	if i < 0 {
+		return v1alpha1.NodeProgress{}, false
+	}
+	return m.Status.Nodes[i], true
 }
 
 // until waits for what a migration comes to; one that stops is an error.

@@ -24,7 +24,7 @@ func (d *decider) part(n v1alpha1.NodeProgress) v1alpha1.NodeMigrationSpec {
 	spec := v1alpha1.NodeMigrationSpec{
 		Migration: d.Migration.Name, From: d.spec.From, To: d.spec.To,
 		Runtime: d.runtimeFor(n), PreserveSource: d.exempts(),
-		Probe: have.Probe, Facts: have.Facts, Paths: have.Paths,
+		Probe: have.Probe, Facts: have.Facts, FactsTaken: have.FactsTaken, Paths: have.Paths,
 	}
 	if n.Step == v1alpha1.StepMove {
 		spec.Move = n.Want

@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"braid.dev/braid/api/v1alpha1"
+	"braid.dev/braid/internal/confdir"
 	"braid.dev/braid/internal/cri"
 	"braid.dev/braid/internal/hostexec"
 	"braid.dev/braid/internal/kube"
@@ -87,8 +89,10 @@ type Agent struct {
 	free     bool
 	exempted time.Time
 	audited  time.Time
-	echo     echo
-	said     string
+	// kept is the file that says what the node was before the migration.
+	kept string
+	echo echo
+	said string
 }
 
 // New prepares an agent.
@@ -166,6 +170,7 @@ func (a *Agent) work(ctx context.Context, part v1alpha1.NodeMigration) v1alpha1.
 	r.sandboxes, err = a.Runtime.ListSandboxes(ctx)
 	r.trouble(err)
 	if r.spec.Migration != "" {
+		r.keep(ctx)
 		r.exempt(ctx)
 		r.look(ctx)
 		if r.setRuntime(ctx) {
@@ -273,8 +278,12 @@ func prefixes(list []string) []netip.Prefix {
 	return out
 }
 
-// facts answers when the node's facts are asked for.
+// facts answers when the node's facts are asked for, and drops them once they
+// have been read.
 func (r *round) facts(ctx context.Context) {
+	if r.st.FactsAsked <= r.spec.FactsTaken {
+		r.st.Facts = nil
+	}
 	if r.spec.Facts == r.st.FactsAsked {
 		return
 	}
@@ -286,6 +295,32 @@ func (r *round) facts(ctx context.Context) {
 	r.trouble(err)
 	if err == nil {
 		r.st.Facts, r.st.FactsAsked = raw, r.spec.Facts
+	}
+}
+
+// keep writes down, once per migration and before it changes anything, what the
+// node was: its links, routes, rules, settings and conf dir, for a person who
+// wants to compare, or to repair by hand what no program can.
+func (r *round) keep(ctx context.Context) {
+	dir := r.Root.Path(filepath.Join(r.StateDir, "migrate", r.spec.Migration))
+	path := filepath.Join(dir, "before.json")
+	if r.kept == path {
+		return
+	}
+	if _, err := os.Stat(path); err == nil {
+		r.kept = path
+		return
+	}
+	text, err := json.MarshalIndent(r.CNI.Facts(ctx, v1alpha1.PathRequest{}), "", "  ")
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
+		err = confdir.Replace(dir, filepath.Base(path), text, 0o600)
+	}
+	r.trouble(err)
+	if err == nil {
+		r.kept = path
 	}
 }
 

@@ -64,13 +64,13 @@ func Facts(ctx context.Context, m *kube.Migrations, c *preflight.Cluster, ports 
 	f := &follower{m: m, view: m.FollowerView(), progress: progress}
 	defer f.follow(ctx)()
 	c.Facts = map[string]facts.Node{}
+	defer f.taken(c)
 	if len(ports) > 0 {
 		// First all listen, then all ask.
 		asked, err := f.change(ctx, c, func(node string, s *v1alpha1.NodeMigrationSpec) { s.Paths = paths(c, node, ports) })
 		if err != nil {
 			return err
 		}
-		defer f.silence(c)
 		if missing := f.wait(ctx, "to listen", func(p v1alpha1.NodeMigration) bool { return p.Status.ObservedGeneration >= asked[p.Name] }, asked); len(missing) > 0 {
 			c.Problems = append(c.Problems, absent(missing))
 			return nil
@@ -154,11 +154,12 @@ func (f *follower) change(ctx context.Context, c *preflight.Cluster, edit func(n
 	return generations, nil
 }
 
-// silence has the daemons listen no more, also when ctx is over.
-func (f *follower) silence(c *preflight.Cluster) {
+// taken has the daemons listen no more, and drop what was read, also when ctx is
+// over.
+func (f *follower) taken(c *preflight.Cluster) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if _, err := f.change(ctx, c, func(_ string, s *v1alpha1.NodeMigrationSpec) { s.Paths = nil }); err != nil {
+	if _, err := f.change(ctx, c, func(_ string, s *v1alpha1.NodeMigrationSpec) { s.Paths, s.FactsTaken = nil, s.Facts }); err != nil {
 		c.Problems = append(c.Problems, fmt.Sprintf("the daemons may still listen: %v", err))
 	}
 }
