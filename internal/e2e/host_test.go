@@ -115,7 +115,7 @@ func (h *host) furnish(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := h.lab.Kubectl(ctx, "apply", "-k", filepath.Join(h.root, "deploy/crds")); err != nil {
+	if _, err := h.lab.Kubectl(ctx, "apply", "-f", filepath.Join(h.root, "deploy/crds/network-attachment-definitions.yaml")); err != nil {
 		return err
 	}
 	if _, err := h.lab.Kubectl(ctx, "wait", "--for=condition=Established", "--timeout=30s", "crd", "network-attachment-definitions.k8s.cni.cncf.io"); err != nil {
