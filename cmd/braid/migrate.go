@@ -182,10 +182,17 @@ func (f *migrateFlags) tryPaths(ctx context.Context, c *preflight.Cluster, d dra
 		return d, err
 	}
 	defer m.Close()
-	ports := []uint16{d.To.Tunnel.Port}
+	// While they try, the daemons have the port themselves: of what they see then
+	// only the ways count.
+	before, ports := c.Facts, []uint16{d.To.Tunnel.Port}
 	if err := gather.Facts(ctx, m, c, ports, func(text string) { fmt.Fprintln(progress, text) }); err != nil {
 		return d, err
 	}
+	for name, n := range before {
+		n.Paths = c.Facts[name].Paths
+		before[name] = n
+	}
+	c.Facts = before
 	return draft.Make(*c, w)
 }
 

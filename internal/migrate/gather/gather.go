@@ -159,9 +159,13 @@ func (f *follower) change(ctx context.Context, c *preflight.Cluster, edit func(n
 func (f *follower) taken(c *preflight.Cluster) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if _, err := f.change(ctx, c, func(_ string, s *v1alpha1.NodeMigrationSpec) { s.Paths, s.FactsTaken = nil, s.Facts }); err != nil {
+	asked, err := f.change(ctx, c, func(_ string, s *v1alpha1.NodeMigrationSpec) { s.Paths, s.FactsTaken = nil, s.Facts })
+	if err != nil {
 		c.Problems = append(c.Problems, fmt.Sprintf("the daemons may still listen: %v", err))
+		return
 	}
+	// Until then nobody else gets the ports.
+	f.wait(ctx, "to give its ports back", func(p v1alpha1.NodeMigration) bool { return p.Status.ObservedGeneration >= asked[p.Name] }, asked)
 }
 
 // wait waits until something holds of all nodes that were asked, and returns

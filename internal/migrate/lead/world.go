@@ -21,14 +21,14 @@ func (l *Leader) world(snap kube.Snapshot, m v1alpha1.Migration, now time.Time) 
 	}
 	return migrate.World{
 		Now: now, Migration: m, Nodes: snap.Nodes, Pods: snap.Pods, Parts: parts,
-		Refused: l.refused, Leader: l.Node, Asks: asks(snap, m),
+		Refused: l.refused, Leader: l.Node, Asks: asks(snap, m, now),
 	}
 }
 
 // asks is what rounds of probes ask besides the probes' pods: the nodes' own
 // daemons, the services of probes, the cluster's DNS and API server, and what
 // is outside.
-func asks(snap kube.Snapshot, m v1alpha1.Migration) round.World {
+func asks(snap kube.Snapshot, m v1alpha1.Migration, now time.Time) round.World {
 	w := round.World{Outside: m.Spec.Probes.Outside}
 	for _, n := range snap.Nodes {
 		if addr, ok := internalIP(n); ok && serves(snap, n.Name) {
@@ -46,19 +46,23 @@ func asks(snap kube.Snapshot, m v1alpha1.Migration) round.World {
 		case "kube-system/kube-dns":
 			w.DNS = append(w.DNS, netip.AddrPortFrom(addr, 53))
 		case migrate.ProbeNamespace + "/" + migrate.ProbeService(v1alpha1.Source):
-			w.Services = appendService(w.Services, snap, m, v1alpha1.Source, addr)
+			w.Services = appendService(w.Services, snap, m, v1alpha1.Source, addr, now)
 		case migrate.ProbeNamespace + "/" + migrate.ProbeService(v1alpha1.Target):
-			w.Services = appendService(w.Services, snap, m, v1alpha1.Target, addr)
+			w.Services = appendService(w.Services, snap, m, v1alpha1.Target, addr, now)
 		}
 	}
 	return w
 }
 
+// settled is how long a probe must have been ready before its service is asked:
+// every node's kube-proxy has to hear of it first.
+const settled = 3 * time.Second
+
 // appendService adds a service of probes if one of them can answer for it.
-func appendService(list []round.Service, snap kube.Snapshot, m v1alpha1.Migration, side v1alpha1.Side, addr netip.Addr) []round.Service {
+func appendService(list []round.Service, snap kube.Snapshot, m v1alpha1.Migration, side v1alpha1.Side, addr netip.Addr, now time.Time) []round.Service {
 	answers := slices.ContainsFunc(snap.Pods, func(p corev1.Pod) bool {
 		return p.Namespace == migrate.ProbeNamespace && p.Labels[migrate.SideLabel] == string(side) &&
-			p.DeletionTimestamp == nil && migrate.Ready(p) && migrate.SideOf(m.Spec, p.Status.PodIP) == side
+			p.DeletionTimestamp == nil && readyFor(p, now) >= settled && migrate.SideOf(m.Spec, p.Status.PodIP) == side
 	})
 	if !answers {
 		return list
@@ -81,4 +85,14 @@ func internalIP(n corev1.Node) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// readyFor is how long a pod has been ready; 0 when it is not.
+func readyFor(p corev1.Pod, now time.Time) time.Duration {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return now.Sub(c.LastTransitionTime.Time)
+		}
+	}
+	return 0
 }

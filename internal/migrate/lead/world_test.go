@@ -60,7 +60,12 @@ func TestOnlyWhatCanAnswerIsAsked(t *testing.T) {
 	m := v1alpha1.Migration{}
 	m.Spec.From.PodCIDRs, m.Spec.To.PodCIDRs = []string{"10.243.0.0/16"}, []string{"172.20.0.0/16"}
 	m.Spec.Probes.Outside = []string{"example.com:443"}
-	w := asks(snap, m)
+	now := time.Date(2026, 11, 22, 0, 1, 0, 0, time.UTC)
+	snap.Pods[0].Status.Conditions[0].LastTransitionTime = metav1.NewTime(now.Add(-time.Second))
+	if w := asks(snap, m, now); len(w.Services) != 0 {
+		t.Errorf("a service is asked whose probe is ready since a moment ago: %+v", w.Services)
+	}
+	w := asks(snap, m, now.Add(settled))
 	at := netip.MustParseAddrPort
 	if !slices.Equal(w.Nodes, []round.Node{{Name: "node1", Addr: at("10.0.0.1:8379")}}) ||
 		!slices.Equal(w.Services, []round.Service{{Name: "probe-source", Side: v1alpha1.Source, Addr: at("10.96.0.20:80")}}) ||
