@@ -287,7 +287,7 @@ func (c *cluster) reboot(name string) {
 	c.down[name] = true
 	for i := range c.pods {
 		if c.pods[i].Spec.NodeName == name {
-			c.pods[i].Status.PodIP = ""
+			c.pods[i].Status.PodIP, c.pods[i].Status.Conditions = "", nil
 		}
 	}
 }

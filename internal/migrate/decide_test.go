@@ -108,6 +108,25 @@ func TestABudgetThatBlocksStopsWithItsName(t *testing.T) {
 	c.wantAllOn(v1alpha1.Target)
 }
 
+// Behind a closed gate a pod that lost its sandbox gets no other, and its budget
+// would keep it there.
+func TestPodsThatARebootTookDownDoNotHoldUpTheirNode(t *testing.T) {
+	c := newCluster(t, 3)
+	c.blocked["db-node2"], c.blocked["web-node2"] = true, true
+	c.run("evicting", func() bool { return c.m.Status.Nodes[1].Step == v1alpha1.StepEvict })
+	c.reboot("node2")
+	delete(c.down, "node2")
+	c.run("Done", func() bool {
+		if c.m.Status.Phase == v1alpha1.PhaseStopped && strings.Contains(c.m.Status.Message, "node2") {
+			t.Fatal(c.tell())
+		}
+		if c.m.Status.Nodes[1].Step == v1alpha1.StepDone {
+			clear(c.blocked)
+		}
+		return c.m.Status.Phase == v1alpha1.PhaseDone
+	})
+}
+
 func TestPausedNothingGoesOn(t *testing.T) {
 	c := newCluster(t, 3)
 	c.run("closed", func() bool { return c.m.Status.Nodes[1].Step == v1alpha1.StepTry })

@@ -184,6 +184,11 @@ func (d *decider) evict(n *v1alpha1.NodeProgress) string {
 			continue
 		}
 		d.out.Evict = append(d.out.Evict, p)
+		if d.Refused[p.UID] != "" && !Ready(p) {
+			// It serves nobody that its budget could protect, and behind the gate it
+			// never will, as after a reboot: it gets the other network with the rest.
+			continue
+		}
 		wait := name + " to be evicted"
 		if why := d.Refused[p.UID]; why != "" {
 			wait += " (" + why + ")"
