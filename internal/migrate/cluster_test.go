@@ -31,6 +31,7 @@ type cluster struct {
 	broken  v1alpha1.Side
 	blocked map[string]bool
 	leader  string
+	anew    bool
 	uid     int
 	refused map[types.UID]string
 	events  []string
@@ -94,7 +95,7 @@ func (c *cluster) node(name string) *corev1.Node {
 // world is what the leader sees.
 func (c *cluster) world() World {
 	return World{
-		Now: c.now, Migration: c.m, Nodes: c.nodes, Pods: slices.Clone(c.pods), Parts: c.parts, Refused: c.refused, Leader: c.leader,
+		Now: c.now, Migration: c.m, Nodes: c.nodes, Pods: slices.Clone(c.pods), Parts: c.parts, Refused: c.refused, Leader: c.leader, Anew: c.anew,
 	}
 }
 

@@ -91,6 +91,11 @@ func (d *decider) heed() {
 		d.st.ObservedGeneration = d.Migration.Generation
 		d.goOn()
 	}
+	for i := range d.st.Nodes {
+		if d.Anew && !atRest(d.st.Nodes[i]) {
+			d.st.Nodes[i].Since = metav1.NewTime(d.Now)
+		}
+	}
 	if d.st.Goal != d.spec.Goal {
 		d.st.Goal, d.st.Before, d.st.After, d.st.Tries, d.st.Again = d.spec.Goal, 0, 0, 0, metav1.Time{}
 	}

@@ -108,6 +108,25 @@ func TestABudgetThatBlocksStopsWithItsName(t *testing.T) {
 	c.wantAllOn(v1alpha1.Target)
 }
 
+// While nobody could act, as without the API server, no step's time runs out.
+func TestStepsGetTheirTimeAgainAfterAnOutage(t *testing.T) {
+	c := newCluster(t, 3)
+	c.blocked["db-node2"] = true
+	c.run("evicting", func() bool { return c.m.Status.Nodes[1].Step == v1alpha1.StepEvict })
+	c.now = c.now.Add(time.Hour)
+	c.agents() // they are heard of again at once
+	c.anew = true
+	c.lead(all)
+	c.anew = false
+	clear(c.blocked)
+	c.run("Done", func() bool {
+		if c.m.Status.Phase == v1alpha1.PhaseStopped {
+			t.Fatal(c.tell())
+		}
+		return c.m.Status.Phase == v1alpha1.PhaseDone
+	})
+}
+
 // Behind a closed gate a pod that lost its sandbox gets no other, and its budget
 // would keep it there.
 func TestPodsThatARebootTookDownDoNotHoldUpTheirNode(t *testing.T) {

@@ -40,6 +40,9 @@ type World struct {
 	Refused map[types.UID]string
 	// Leader is the node of the daemon that decides: it moves last.
 	Leader string
+	// Anew says that the leader has begun, or begun again, to see the cluster:
+	// steps get their time once more, as nobody could act in between.
+	Anew bool
 
 	// Asks is what rounds of probes ask besides the probes' pods.
 	Asks round.World

@@ -36,12 +36,15 @@ type Leader struct {
 	// refused are the latest answers to evictions, by the pod's UID. They only
 	// explain, so that a new leader soon has them again.
 	refused map[types.UID]string
-	said    string
+	// anew says that no decision has been carried out since the cluster was seen
+	// last, if it ever was.
+	anew bool
+	said string
 }
 
 // Run drives until ctx ends, which it does when the lease is lost.
 func (l *Leader) Run(ctx context.Context) {
-	l.refused = map[types.UID]string{}
+	l.refused, l.anew = map[types.UID]string{}, true
 	view := l.Cluster.LeaderView()
 	ended := make(chan struct{})
 	go func() {
@@ -57,7 +60,8 @@ func (l *Leader) Run(ctx context.Context) {
 		if err := view.Trouble(); err == nil {
 			l.once(ctx, view, begun)
 		} else {
-			l.say("the cluster cannot be seen", err)
+			l.say("see the cluster", err)
+			l.anew = true
 		}
 		wait(ctx, view.Changed(), begun)
 	}
@@ -92,17 +96,21 @@ func (l *Leader) once(ctx context.Context, view *kube.View, now time.Time) {
 	d := migrate.Decide(world)
 	if err := l.carryOut(ctx, view, world, d); err != nil {
 		l.say("carry out a decision", err)
+		l.anew = l.anew || !errors.Is(err, kube.ErrConflict)
 		return
 	}
 	if reflect.DeepEqual(d.Status, m.Status) {
+		l.anew = false
 		return
 	}
 	written, err := l.Cluster.UpdateMigrationStatus(ctx, m, d.Status)
 	if err != nil {
 		// Nothing is lost: the next decision is made from what is there then.
 		l.say("write the status", err)
+		l.anew = l.anew || !errors.Is(err, kube.ErrConflict)
 		return
 	}
+	l.anew = false
 	view.SawMigration(written)
 	l.tell(m, d)
 	l.say("", nil)

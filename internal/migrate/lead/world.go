@@ -21,7 +21,7 @@ func (l *Leader) world(snap kube.Snapshot, m v1alpha1.Migration, now time.Time) 
 	}
 	return migrate.World{
 		Now: now, Migration: m, Nodes: snap.Nodes, Pods: snap.Pods, Parts: parts,
-		Refused: l.refused, Leader: l.Node, Asks: asks(snap, m, now),
+		Refused: l.refused, Leader: l.Node, Anew: l.anew, Asks: asks(snap, m, now),
 	}
 }
 
