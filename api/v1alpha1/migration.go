@@ -9,6 +9,14 @@ import (
 // GroupVersion names the API, as in apiVersion.
 const GroupVersion = "braid.dev/v1alpha1"
 
+const (
+	// CordonedBy is the annotation on a node that a migration has cordoned: the
+	// migration's name. A cordon without it is a person's, and stays.
+	CordonedBy = "braid.dev/cordoned-by"
+	// ProbeNamespace is the namespace of the probes' pods of a migration.
+	ProbeNamespace = "braid-migrate"
+)
+
 // Migration moves a cluster's pods from one CNI to another, node by node. One
 // daemon of the cluster drives it; everything it needs to go on after a loss is
 // in this object and in the NodeMigrations.

@@ -16,6 +16,7 @@ import (
 	"braid.dev/braid/api/v1alpha1"
 	"braid.dev/braid/deploy"
 	"braid.dev/braid/internal/kube"
+	"braid.dev/braid/internal/migrate"
 	"braid.dev/braid/internal/migrate/draft"
 	"braid.dev/braid/internal/migrate/probe/round"
 )
@@ -221,11 +222,10 @@ func (f *migrateFlags) current(ctx context.Context, m *kube.Migrations) (*v1alph
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == 0 {
-		return nil, errors.New("there is no migration; `braid migrate run --to PROFILE` makes one")
+	if current := migrate.Current(list); current != nil {
+		return current, nil
 	}
-	oldest := slices.MinFunc(list, func(a, b v1alpha1.Migration) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
-	return &oldest, nil
+	return nil, errors.New("there is no migration; `braid migrate run --to PROFILE` makes one")
 }
 
 func migrateStatus(f *migrateFlags) *cobra.Command {
@@ -318,13 +318,7 @@ func interesting(st v1alpha1.MigrationStatus) []v1alpha1.RoundSummary {
 // follow tells of every change until the migration is done, or stops.
 func follow(ctx context.Context, m *kube.Migrations, name string, out io.Writer) error {
 	view := m.FollowerView()
-	following, stop := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		view.Run(following) // it ends when it is stopped, without another reason
-	}()
-	defer func() { stop(); <-ended }()
+	defer view.Follow(ctx)()
 	begun, said := time.Now(), map[string]string{}
 	for {
 		snap := view.Snapshot()
@@ -567,13 +561,7 @@ func (f *migrateFlags) audit(ctx context.Context, m *kube.Migrations, o *v1alpha
 // waitAudit waits for the answers of all nodes, by their names.
 func waitAudit(ctx context.Context, m *kube.Migrations, o *v1alpha1.Migration) (map[string]v1alpha1.LeftoverReport, error) {
 	view := m.FollowerView()
-	following, stop := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		view.Run(following) // it ends when it is stopped, without another reason
-	}()
-	defer func() { stop(); <-ended }()
+	defer view.Follow(ctx)()
 	for {
 		reports, missing := map[string]v1alpha1.LeftoverReport{}, []string{}
 		parts := view.Snapshot().NodeMigrations

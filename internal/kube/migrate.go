@@ -25,7 +25,7 @@ import (
 
 const (
 	// MigrateNamespace is where the probes' pods of a migration are.
-	MigrateNamespace = "braid-migrate"
+	MigrateNamespace = v1alpha1.ProbeNamespace
 	// migrateManager owns what a migration writes, in managed fields.
 	migrateManager = "braid-migrate"
 	// requestTimeout bounds one request, so that a connection that died without

@@ -12,11 +12,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"braid.dev/braid/api/v1alpha1"
 )
 
 // CordonedBy is the annotation on a node that a migration has cordoned: the
 // migration's name. A cordon without it is a person's, and stays.
-const CordonedBy = "braid.dev/cordoned-by"
+const CordonedBy = v1alpha1.CordonedBy
 
 // maxConflicts is how often in a row somebody else may write a node first. Its
 // kubelet does so every few seconds at most.

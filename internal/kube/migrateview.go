@@ -127,6 +127,18 @@ func (v *View) Run(ctx context.Context) error {
 	return nil
 }
 
+// Follow runs the view in the background until ctx ends or stop is called, which
+// returns when it has ended.
+func (v *View) Follow(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		v.Run(ctx) // it ends with ctx, without another reason
+	}()
+	return func() { cancel(); <-ended }
+}
+
 func (v *View) tell() {
 	select {
 	case v.changed <- struct{}{}:

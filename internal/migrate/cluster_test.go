@@ -60,7 +60,7 @@ func newCluster(t testing.TB, nodes int) *cluster {
 	}
 	c.create("bare", "node1", "")
 	static := c.create("static", "node1", "Node")
-	static.Annotations = map[string]string{mirrorAnnotation: "x"}
+	static.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
 	c.kubelets()
 	return c
 }

@@ -38,6 +38,8 @@ type decider struct {
 	spec v1alpha1.MigrationSpec
 	st   v1alpha1.MigrationStatus
 	out  Decision
+	// asked is the round of probes that this decision begins.
+	asked v1alpha1.ProbeRequest
 	// waits says what has to be there before the first node moves.
 	waits []string
 }

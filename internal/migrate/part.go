@@ -11,8 +11,9 @@ import (
 func (d *decider) equip() {
 	d.out.Parts = map[string]v1alpha1.NodeMigrationSpec{}
 	for _, n := range d.st.Nodes {
-		if part, ok := d.Parts[n.Name]; !ok || !sameSpec(part.Spec, d.part(n)) {
-			d.out.Parts[n.Name] = d.part(n)
+		want := d.part(n)
+		if part, ok := d.Parts[n.Name]; !ok || !sameSpec(part.Spec, want) {
+			d.out.Parts[n.Name] = want
 		}
 		d.equipProbes(n)
 	}
@@ -30,7 +31,7 @@ func (d *decider) part(n v1alpha1.NodeProgress) v1alpha1.NodeMigrationSpec {
 		spec.Move = n.Want
 	}
 	if r := d.round(d.st.Round); r != nil && r.Pending && d.asks(n.Name) && (have.Probe == nil || have.Probe.Round != r.Round) {
-		spec.Probe = &v1alpha1.ProbeRequest{Round: r.Round, Targets: d.targets()}
+		spec.Probe = &v1alpha1.ProbeRequest{Round: r.Round, Targets: d.targets(r.Round)}
 	}
 	if d.spec.Clean && d.arrived() && d.st.After != 0 && !d.stays(n) {
 		spec.Clean = d.spec.Goal.Other()

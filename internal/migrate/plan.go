@@ -165,7 +165,7 @@ func podPlan(p corev1.Pod, evicts bool, budgets []policyv1.PodDisruptionBudget) 
 		plan.How, plan.Effect = "evicted", "ends within its grace period; its controller makes it anew, of the same name and with a new address, on another node"
 	case evicts && Evictable(p):
 		plan.How, plan.Effect = "evicted", "ends within its grace period; its controller makes another one on another node"
-	case p.Annotations[mirrorAnnotation] != "":
+	case p.Annotations[corev1.MirrorPodAnnotationKey] != "":
 		plan.How, plan.Effect = "restarted in place", "a static pod: its containers restart on this node with a new address"
 	case owner == nil:
 		plan.How, plan.Effect = "restarted in place", "a pod without a controller is kept: its containers restart on this node with a new address"

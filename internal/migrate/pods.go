@@ -11,16 +11,13 @@ import (
 	"braid.dev/braid/api/v1alpha1"
 )
 
-// mirrorAnnotation is on the API's copy of a static pod.
-const mirrorAnnotation = "kubernetes.io/config.mirror"
-
 // Evictable reports whether evicting a pod has another one made elsewhere. All
 // others that have a network of their own are restarted in place: pods without
 // a controller would be lost, and those of a DaemonSet come back where they were.
 func Evictable(p corev1.Pod) bool {
 	owner := metav1.GetControllerOf(&p)
 	return owner != nil && owner.Kind != "DaemonSet" && owner.Kind != "Node" &&
-		p.Annotations[mirrorAnnotation] == "" && !p.Spec.HostNetwork && !isProbe(p) && !finished(p)
+		p.Annotations[corev1.MirrorPodAnnotationKey] == "" && !p.Spec.HostNetwork && !isProbe(p) && !finished(p)
 }
 
 // moves reports whether a pod has to change its network at all.

@@ -68,8 +68,16 @@ func (d *decider) sumUp() {
 	}
 }
 
-// targets is what a round asks now.
-func (d *decider) targets() []v1alpha1.ProbeTarget {
+// targets is what a round asks now: the same of all nodes.
+func (d *decider) targets(number int64) []v1alpha1.ProbeTarget {
+	if d.asked.Round != number {
+		d.asked = v1alpha1.ProbeRequest{Round: number, Targets: d.everything()}
+	}
+	return d.asked.Targets
+}
+
+// everything is what there is to be asked.
+func (d *decider) everything() []v1alpha1.ProbeTarget {
 	w := d.Asks
 	for _, n := range d.st.Nodes {
 		if !d.asks(n.Name) {

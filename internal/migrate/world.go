@@ -18,11 +18,11 @@ import (
 
 const (
 	// ProbeNamespace is the namespace of the probes' pods.
-	ProbeNamespace = "braid-migrate"
+	ProbeNamespace = v1alpha1.ProbeNamespace
 	// SideLabel on a probe's pod is the side that it is on.
 	SideLabel = "braid.dev/side"
 	// CordonedBy on a node says that the migration of that name cordoned it.
-	CordonedBy = "braid.dev/cordoned-by"
+	CordonedBy = v1alpha1.CordonedBy
 	// staleAfter is how old a daemon's last sign of life may be.
 	staleAfter = 90 * time.Second
 )
@@ -76,6 +76,19 @@ type ProbePod struct {
 // Name is the name of the pod.
 func (p ProbePod) Name() string {
 	return map[v1alpha1.Side]string{v1alpha1.Source: "source-", v1alpha1.Target: "target-"}[p.Side] + p.Node
+}
+
+// Current is the migration that is driven: one at a time, the oldest that has not
+// been deleted; nil when there is none.
+func Current(list []v1alpha1.Migration) *v1alpha1.Migration {
+	list = slices.DeleteFunc(slices.Clone(list), func(m v1alpha1.Migration) bool { return m.DeletionTimestamp != nil })
+	if len(list) == 0 {
+		return nil
+	}
+	first := slices.MinFunc(list, func(a, b v1alpha1.Migration) int {
+		return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+	})
+	return &first
 }
 
 // node returns the cluster's node of that name.

@@ -102,12 +102,7 @@ func New(c Config) *Agent { return &Agent{Config: c, restarted: map[string]time.
 // knows: an exemption from NAT, for instance, is kept in place.
 func (a *Agent) Run(ctx context.Context) error {
 	view := a.Cluster.NodeView(a.Node)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		view.Run(ctx) // it ends with ctx, without another reason
-	}()
-	defer func() { <-ended }()
+	defer view.Follow(ctx)()
 	defer a.echo.end()
 	for ctx.Err() == nil {
 		if parts := view.Snapshot().NodeMigrations; len(parts) == 1 {

@@ -62,7 +62,7 @@ func Facts(ctx context.Context, m *kube.Migrations, c *preflight.Cluster, ports 
 	ctx, cancel := context.WithTimeout(ctx, factsLimit)
 	defer cancel()
 	f := &follower{m: m, view: m.FollowerView(), progress: progress}
-	defer f.follow(ctx)()
+	defer f.view.Follow(ctx)()
 	c.Facts = map[string]facts.Node{}
 	defer f.taken(c)
 	if len(ports) > 0 {
@@ -117,17 +117,6 @@ type follower struct {
 	m        *kube.Migrations
 	view     *kube.View
 	progress func(string)
-}
-
-// follow sees the cluster until the function that it returns is called.
-func (f *follower) follow(ctx context.Context) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		f.view.Run(ctx) // it ends when it is stopped, without another reason
-	}()
-	return func() { cancel(); <-ended }
 }
 
 // change changes what the daemons of all nodes shall do, and returns the

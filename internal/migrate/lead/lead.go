@@ -8,7 +8,6 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -46,12 +45,7 @@ type Leader struct {
 func (l *Leader) Run(ctx context.Context) {
 	l.refused, l.anew = map[types.UID]string{}, true
 	view := l.Cluster.LeaderView()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		view.Run(ctx) // it ends with ctx, without another reason
-	}()
-	defer func() { <-ended }()
+	defer view.Follow(ctx)()
 	if err := view.WaitSynced(ctx); err != nil {
 		return
 	}
@@ -88,7 +82,7 @@ func wait(ctx context.Context, changed <-chan struct{}, begun time.Time) {
 // once makes one decision and carries it out.
 func (l *Leader) once(ctx context.Context, view *kube.View, now time.Time) {
 	snap := view.Snapshot()
-	m := current(snap.Migrations)
+	m := migrate.Current(snap.Migrations)
 	if m == nil {
 		return
 	}
@@ -138,19 +132,6 @@ func (l *Leader) say(what string, err error) {
 		l.Log.Warn("migration: cannot "+what+"; trying again", "err", err)
 	}
 	l.said = text
-}
-
-// current is the migration that is driven: one at a time, the oldest that has
-// not been deleted.
-func current(list []v1alpha1.Migration) *v1alpha1.Migration {
-	list = slices.DeleteFunc(slices.Clone(list), func(m v1alpha1.Migration) bool { return m.DeletionTimestamp != nil })
-	if len(list) == 0 {
-		return nil
-	}
-	first := slices.MinFunc(list, func(a, b v1alpha1.Migration) int {
-		return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
-	})
-	return &first
 }
 
 // carryOut does what was decided. What cannot be done is tried with the next

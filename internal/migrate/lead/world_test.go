@@ -11,6 +11,7 @@ import (
 
 	"braid.dev/braid/api/v1alpha1"
 	"braid.dev/braid/internal/kube"
+	"braid.dev/braid/internal/migrate"
 	"braid.dev/braid/internal/migrate/probe/round"
 )
 
@@ -23,10 +24,10 @@ func TestTheOldestMigrationThatIsNotDeletedIsDriven(t *testing.T) {
 		}
 		return m
 	}
-	if m := current([]v1alpha1.Migration{at("second", 2, false), at("gone", 0, true), at("first", 1, false)}); m == nil || m.Name != "first" {
+	if m := migrate.Current([]v1alpha1.Migration{at("second", 2, false), at("gone", 0, true), at("first", 1, false)}); m == nil || m.Name != "first" {
 		t.Errorf("have %+v", m)
 	}
-	if m := current(nil); m != nil {
+	if m := migrate.Current(nil); m != nil {
 		t.Errorf("have %s of none", m.Name)
 	}
 }

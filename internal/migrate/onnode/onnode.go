@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"braid.dev/braid/api/v1alpha1"
@@ -66,7 +67,7 @@ func (n Node) Ready(ctx context.Context, network v1alpha1.Network) error {
 	if err != nil {
 		return err
 	}
-	if text := p.Ready(ctx, view{n}, side); text != profile.Ready {
+	if text := p.Ready(ctx, n.view(), side); text != profile.Ready {
 		return errors.New(text)
 	}
 	return nil
@@ -152,16 +153,33 @@ func (n Node) Echo(ctx context.Context, port uint16) error {
 	return survey.Echo(ctx, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
 }
 
-// view is the node as profiles look at it.
-type view struct{ Node }
+// view is the node as profiles look at it. Its links and routes are read once,
+// when they are first asked for.
+type view struct {
+	Node
+	network func() ([]facts.Link, []facts.Route, error)
+}
+
+func (n Node) view() view {
+	type seen struct {
+		links  []facts.Link
+		routes []facts.Route
+		err    error
+	}
+	look := sync.OnceValue(func() seen {
+		links, routes, err := survey.Network()
+		return seen{links, routes, err}
+	})
+	return view{n, func() ([]facts.Link, []facts.Route, error) { s := look(); return s.links, s.routes, s.err }}
+}
 
 func (v view) Links() ([]facts.Link, error) {
-	links, _, err := survey.Network()
+	links, _, err := v.network()
 	return links, err
 }
 
 func (v view) Routes() ([]facts.Route, error) {
-	_, routes, err := survey.Network()
+	_, routes, err := v.network()
 	return routes, err
 }
 
