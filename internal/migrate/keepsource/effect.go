@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"braid.dev/braid/internal/iptables/rulespec"
 	"braid.dev/braid/internal/nft"
 )
 
@@ -127,7 +128,7 @@ func (e *Effect) of(fromNew bool) *Count {
 
 // packets reads the first of the two counters that follow -c.
 func packets(text string) uint64 {
-	words := split(text)
+	words := rulespec.Words(text)
 	for i, w := range words {
 		if w == "-c" && i+1 < len(words) {
 			n, _ := strconv.ParseUint(words[i+1], 10, 64)

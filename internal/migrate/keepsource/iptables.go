@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+
+	"braid.dev/braid/internal/iptables/rulespec"
 )
 
 // name is the nftables table's, and the comment of every rule in iptables, by
@@ -65,7 +67,7 @@ func (r rule) String() string {
 // parseRule reads a rule of "iptables -S". It reports whether the rule is
 // ours.
 func parseRule(text string) (r rule, ours bool) {
-	words := split(text)
+	words := rulespec.Words(text)
 	not := false
 	value := func() string {
 		if len(words) == 0 {
@@ -120,37 +122,6 @@ func prefix(text string) netip.Prefix {
 		return netip.Prefix{}
 	}
 	return netip.PrefixFrom(a, a.BitLen())
-}
-
-// split cuts a rule into words, whose quotes are those of iptables.
-func split(text string) []string {
-	var words []string
-	var word strings.Builder
-	quoted, escaped, any := false, false, false
-	for _, r := range text {
-		switch {
-		case escaped:
-			word.WriteRune(r)
-			escaped = false
-		case r == '\\' && quoted:
-			escaped = true
-		case r == '"':
-			quoted, any = !quoted, true
-		case (r == ' ' || r == '\t') && !quoted:
-			if any {
-				words = append(words, word.String())
-			}
-			word.Reset()
-			any = false
-		default:
-			word.WriteRune(r)
-			any = true
-		}
-	}
-	if any {
-		words = append(words, word.String())
-	}
-	return words
 }
 
 // change returns the lines for iptables-restore that make our rules the first

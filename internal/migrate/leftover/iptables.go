@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"braid.dev/braid/internal/iptables/rulespec"
 	"braid.dev/braid/internal/migrate/leftover/spec"
 )
 
@@ -75,7 +76,7 @@ func parseSave(text string) []*ipTable {
 
 func parseRule(text string) *ipRule {
 	r := &ipRule{text: text}
-	all := words(text)
+	all := rulespec.Words(text)
 	for i := 0; i+1 < len(all); i++ {
 		value := all[i+1]
 		switch all[i] {
@@ -105,36 +106,6 @@ func host(text string) (netip.Addr, bool) {
 	}
 	a, err := netip.ParseAddr(text)
 	return a, err == nil
-}
-
-// words splits a rule as iptables-restore does.
-func words(line string) (out []string) {
-	var word strings.Builder
-	quoted, escaped, any := false, false, false
-	for i := range len(line) {
-		c := line[i]
-		switch {
-		case escaped:
-			word.WriteByte(c)
-			escaped = false
-		case quoted && c == '\\':
-			escaped = true
-		case c == '"':
-			quoted, any = !quoted, true
-		case c == ' ' && !quoted:
-			if any || word.Len() > 0 {
-				out = append(out, word.String())
-			}
-			word.Reset()
-			any = false
-		default:
-			word.WriteByte(c)
-		}
-	}
-	if any || word.Len() > 0 {
-		out = append(out, word.String())
-	}
-	return out
 }
 
 // A claim says how a chain or a rule belongs to a network: through a container,

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"braid.dev/braid/internal/iptables/rulespec"
 	"braid.dev/braid/internal/migrate/facts"
 )
 
@@ -30,43 +31,12 @@ func parseSave(text string) map[string]table {
 				cur.policies[f[0]] = f[1]
 			}
 		case strings.HasPrefix(l, "-A ") && cur.rules != nil:
-			if words := splitRule(l); len(words) > 1 {
+			if words := rulespec.Words(l); len(words) > 1 {
 				cur.rules[words[1]] = append(cur.rules[words[1]], words[2:])
 			}
 		}
 	}
 	return tables
-}
-
-// splitRule splits at blanks outside of double quotes.
-func splitRule(l string) []string {
-	var words []string
-	var word strings.Builder
-	quoted, escaped, some := false, false, false
-	for _, r := range l {
-		switch {
-		case escaped:
-			word.WriteRune(r)
-			escaped = false
-		case r == '\\' && quoted:
-			escaped = true
-		case r == '"':
-			quoted, some = !quoted, true
-		case (r == ' ' || r == '\t') && !quoted:
-			if some {
-				words = append(words, word.String())
-				word.Reset()
-				some = false
-			}
-		default:
-			word.WriteRune(r)
-			some = true
-		}
-	}
-	if some {
-		words = append(words, word.String())
-	}
-	return words
 }
 
 // packet is the first of a connection from any pod of one range to any of
