@@ -55,7 +55,7 @@ test-guest: test-deps ## tests under a guest kernel: what this machine's kernel 
 	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover ./internal/migrate/preflight
 
 test-cluster: test-deps build ## the scenarios on a real cluster
-	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run Cluster ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain ./internal/migrate/confswitch
+	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run 'Cluster|^TestA[0-9]|^TestCrash' ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain ./internal/migrate/confswitch
 
 # Not part of test: it counts lost requests, and wants a machine to itself.
 test-migrate: test-deps build ## migrations of live clusters, under load and through faults

@@ -69,7 +69,7 @@ func newHost(ctx context.Context) (*host, error) {
 	if h.dir, err = os.MkdirTemp("", "braid-e2e-"); err != nil {
 		return h, err
 	}
-	if h.lab, err = lab.Up(ctx, lab.Config{Name: "e2e", ControlPlaneOnly: true, Source: h.root, Progress: os.Stderr}); err != nil {
+	if h.lab, err = lab.Up(ctx, lab.Config{Name: labName(), ControlPlaneOnly: true, Source: h.root, Progress: os.Stderr}); err != nil {
 		return h, err
 	}
 	if h.ns, err = netns.Open(h.lab.NetNS()); err != nil {
@@ -79,6 +79,15 @@ func newHost(ctx context.Context) (*host, error) {
 		return h, err
 	}
 	return h, h.start(ctx)
+}
+
+// labName is the name of the lab: with another one in BRAID_E2E_LAB two
+// checkouts can run these tests on one machine.
+func labName() string {
+	if name := os.Getenv("BRAID_E2E_LAB"); name != "" {
+		return name
+	}
+	return "e2e"
 }
 
 // furnish makes the directories of a node as its runtime and Braid expect them.
