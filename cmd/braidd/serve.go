@@ -145,6 +145,7 @@ func run(ctx context.Context, f flags, conf config, p parts) error {
 		return server.Serve(serving, listener)
 	})
 	group.Go(func() error { return p.networks.Run(others) })
+	group.Go(func() error { return p.daemon.Run(others) })
 	if p.cluster != nil {
 		group.Go(func() error { return p.cluster.Run(others) })
 	}

@@ -1,0 +1,15 @@
+package daemon
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Run does what is due without a request of the runtime, until ctx ends. An
+// error of one loop ends them all.
+func (d *Daemon) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.reconcileLoop(ctx) })
+	return group.Wait()
+}
