@@ -85,7 +85,7 @@ func newHost(ctx context.Context) (*host, error) {
 // checkouts can run these tests on one machine.
 func labName() string {
 	if name := os.Getenv("BRAID_E2E_LAB"); name != "" {
-		return name
+		return strings.ToLower(name)
 	}
 	return "e2e"
 }
