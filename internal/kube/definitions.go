@@ -52,6 +52,8 @@ func reduceDefinition(obj any) (key, plan.Definition) {
 		Namespace: o.GetNamespace(),
 		Name:      o.GetName(),
 		Config:    config,
+		// The devices of the network come from this resource of the kubelet.
+		ResourceName: o.GetAnnotations()[plan.ResourceAnnotation],
 	}
 }
 

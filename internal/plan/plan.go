@@ -26,6 +26,28 @@ type Definition struct {
 	// JSON, or empty when the configuration lies in the conf dir under the
 	// definition's name.
 	Config string
+	// ResourceName is the extended resource whose devices the network is made
+	// of, such as intel.com/sriov_netdevice, empty without one (annotation
+	// k8s.v1.cni.cncf.io/resourceName).
+	ResourceName string
+}
+
+// Device is one device of the node that the kubelet gave to the pod.
+type Device struct {
+	// Resource is the name of the extended resource, as in
+	// Definition.ResourceName; empty for a device that the pod names itself.
+	Resource string `json:"resource,omitempty"`
+	// ID is what plugins know the device by, for most a PCI address.
+	ID string `json:"id"`
+}
+
+// Isolation restricts the definitions that a pod may use to those of its own
+// namespace and of a few others (NPWG specification 1.3, section 7.4). The zero
+// value restricts nothing.
+type Isolation struct {
+	On bool
+	// Global are the namespaces whose definitions every pod may use.
+	Global []string
 }
 
 // Network is one network configuration: a CNI configuration list, or a single
@@ -79,6 +101,16 @@ type Attachment struct {
 	DefaultRoute bool `json:"defaultRoute,omitempty"`
 	// Claim is what the pod asks for with default-route, nil without it.
 	Claim *RouteClaim `json:"claim,omitempty"`
+	// IPAMClaim is the IPAMClaim, in the pod's namespace, that holds the
+	// addresses of this attachment, empty without one (NPWG specification 1.3,
+	// "ipam-claim-reference").
+	IPAMClaim string `json:"ipamClaim,omitempty"`
+	// Device is the device that the attachment is made of, zero without one.
+	Device Device `json:"device,omitzero"`
+	// DeviceInfoFile is the path of the file in which the plugins tell and find
+	// what is to be known of the device (Device Information specification 1.1),
+	// empty when nobody will.
+	DeviceInfoFile string `json:"deviceInfoFile,omitempty"`
 	// CNIArgs is appended to the CNI_ARGS of the request, such as
 	// "IP=10.20.1.11/24;MAC=02:00:00:00:00:01", for plugins that know only
 	// this older way of asking.
@@ -106,6 +138,8 @@ type Input struct {
 	// RuntimeConfig is what the runtime passed for the default network. It
 	// reaches no other one (NPWG specification 1.3, section 7.5).
 	RuntimeConfig map[string]json.RawMessage
+	// Isolation says which definitions the pod may use.
+	Isolation Isolation
 	// Definition looks a NetworkAttachmentDefinition up.
 	Definition func(namespace, name string) (Definition, bool)
 	// OnDisk looks a network of the conf dir up by its CNI name, for
@@ -115,4 +149,11 @@ type Input struct {
 	// plugins of type flannel as they are, which is for a preview that is not
 	// on the node.
 	SubnetFile func(path string) ([]byte, error)
+	// Devices lists the pod's devices of an extended resource, the same ones in
+	// the same order each time. Nil leaves open which device a network gets,
+	// which is for a preview that is not on the node.
+	Devices func(resource string) ([]Device, error)
+	// ContainerID is the CNI_CONTAINERID of the request, and DeviceInfoDir the
+	// directory of device information files. Without either there are none.
+	ContainerID, DeviceInfoDir string
 }

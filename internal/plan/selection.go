@@ -20,6 +20,9 @@ const (
 	// DefaultNetworkAnnotation is the pod annotation, known from Multus, that
 	// replaces the pod's default network by a NetworkAttachmentDefinition.
 	DefaultNetworkAnnotation = "v1.multus-cni.io/default-network"
+	// ResourceAnnotation is the annotation of a NetworkAttachmentDefinition that
+	// names the extended resource whose devices it is made of.
+	ResourceAnnotation = "k8s.v1.cni.cncf.io/resourceName"
 
 	// maxAnnotation is what Kubernetes allows all annotations of an object
 	// together, in bytes.

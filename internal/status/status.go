@@ -30,6 +30,9 @@ type Outcome struct {
 	Result *current.Result
 	// Notes say what became of its routes, for the event.
 	Notes []string
+	// DeviceInfo is what is known of the attachment's device, nil if nothing is:
+	// an object as in the Device Information specification 1.1.
+	DeviceInfo json.RawMessage
 }
 
 // Entry is one element of the annotation (specification 1.3, section 5.3).
@@ -52,6 +55,9 @@ type Entry struct {
 	// DefaultRoute holds the gateways that the pod asked for with default-route
 	// (specification 1.3, section 5.3).
 	DefaultRoute []string `json:"default-route,omitempty"`
+	// DeviceInfo tells of the device behind the interface, as its plugin or the
+	// device plugin wrote it down (specification 1.3, section 5.3).
+	DeviceInfo json.RawMessage `json:"device-info,omitempty"`
 }
 
 // DNS is what the network says about name resolution.
@@ -101,6 +107,7 @@ func (o Outcome) entries() []Entry {
 			all[i].DefaultRoute = append(all[i].DefaultRoute, gw.String())
 		}
 	}
+	all[0].DeviceInfo = o.DeviceInfo
 	if o.Attachment.Default {
 		all[defaultEntry(r, byIndex)].Default = true
 	}
