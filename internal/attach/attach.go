@@ -31,7 +31,7 @@ import (
 // Store is what attach needs of package store.
 type Store interface {
 	Begin(ctx context.Context, records []store.Record) error
-	Attached(ctx context.Context, k store.Key, result json.RawMessage) error
+	Attached(ctx context.Context, k store.Key, made store.Made) error
 	Remove(ctx context.Context, keys ...store.Key) error
 	Sandbox(containerID, ifName string) ([]store.Record, error)
 }
@@ -223,9 +223,9 @@ type progress struct {
 // request begins anew.
 func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) error {
 	var writes errgroup.Group
-	store := func(i int) {
-		key, raw := pr.records[i].Key(), pr.records[i].Result
-		writes.Go(func() error { return a.Store.Attached(ctx, key, raw) })
+	keep := func(i int) {
+		key, made := pr.records[i].Key(), store.Made{Result: pr.records[i].Result}
+		writes.Go(func() error { return a.Store.Attached(ctx, key, made) })
 	}
 	decide := reach.NS != nil && routesMatter(pr.attachments())
 	var brought [][]rtnl.Route
@@ -248,7 +248,7 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 			brought = append(brought, lifted)
 		}
 		if i+1 < len(pr.records) {
-			store(i)
+			keep(i)
 		}
 	}
 	if decide {
@@ -256,12 +256,12 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 		if err := writes.Wait(); err != nil {
 			return err
 		}
-		if err := pr.settle(brought, reach.NS, store); err != nil {
+		if err := pr.settle(brought, reach.NS, keep); err != nil {
 			return errors.Join(err, writes.Wait())
 		}
 	}
 	if last := len(pr.records) - 1; last >= 0 {
-		store(last)
+		keep(last)
 	}
 	return writes.Wait()
 }
@@ -276,7 +276,7 @@ func (pr *progress) attachments() []plan.Attachment {
 
 // settle decides on the default routes, puts them in, and has the results that
 // change because of it stored.
-func (pr *progress) settle(brought [][]rtnl.Route, ns *netns.NS, store func(i int)) error {
+func (pr *progress) settle(brought [][]rtnl.Route, ns *netns.NS, keep func(i int)) error {
 	s, err := settle(pr.done, brought)
 	if err == nil {
 		err = s.put(ns, pr.done)
@@ -294,7 +294,7 @@ func (pr *progress) settle(brought [][]rtnl.Route, ns *netns.NS, store func(i in
 			return err
 		}
 		if i+1 < len(pr.records) {
-			store(i)
+			keep(i)
 		}
 	}
 	return nil

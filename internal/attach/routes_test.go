@@ -358,11 +358,11 @@ type stopsAfter struct {
 	left *atomic.Int64
 }
 
-func (s stopsAfter) Attached(ctx context.Context, k store.Key, raw json.RawMessage) error {
+func (s stopsAfter) Attached(ctx context.Context, k store.Key, made store.Made) error {
 	if s.left.Add(-1) < 0 {
 		return errPower
 	}
-	return s.Store.Attached(ctx, k, raw)
+	return s.Store.Attached(ctx, k, made)
 }
 
 // A repeated ADD after a crash must not answer with results of before the

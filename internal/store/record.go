@@ -38,9 +38,19 @@ type Record struct {
 	// Result is the CNI result in the format of the latest specification.
 	// Empty means intent: ADD began and may have done any part of it.
 	Result json.RawMessage `json:"result,omitempty"`
+	// DeviceInfo is what is known of the attachment's device, in the format of
+	// the NPWG Device Information Specification 1.1.0, section 3. Empty without
+	// a device.
+	DeviceInfo json.RawMessage `json:"deviceInfo,omitempty"`
 	// FailedDels is how many attempts to take the attachment down have failed
 	// while it was an intent.
 	FailedDels int `json:"failedDels,omitempty"`
+}
+
+// Made is what an ADD came to, as in the Record.
+type Made struct {
+	Result     json.RawMessage
+	DeviceInfo json.RawMessage
 }
 
 // Key is the key that the record is stored under.

@@ -165,15 +165,17 @@ func (s *Store) Begin(ctx context.Context, records []Record) error {
 	})
 }
 
-// Attached completes a record with the result of its ADD, in the format of the
-// latest CNI specification.
-func (s *Store) Attached(ctx context.Context, k Key, result json.RawMessage) error {
+// Attached completes a record with what came of its ADD.
+func (s *Store) Attached(ctx context.Context, k Key, made Made) error {
 	key, err := k.encode()
 	if err != nil {
 		return fmt.Errorf("store result: %w", err)
 	}
-	if !json.Valid(result) {
+	if !json.Valid(made.Result) {
 		return fmt.Errorf("store result of %v: it is not JSON", k)
+	}
+	if len(made.DeviceInfo) > 0 && !json.Valid(made.DeviceInfo) {
+		return fmt.Errorf("store device info of %v: it is not JSON", k)
 	}
 	// An outcome of this one change must not fail those committed with it.
 	var missing error
@@ -185,7 +187,7 @@ func (s *Store) Attached(ctx context.Context, k Key, result json.RawMessage) err
 			missing = fmt.Errorf("store result: record of %v: %w", k, err)
 			return nil
 		}
-		r.Result = result
+		r.Result, r.DeviceInfo = made.Result, made.DeviceInfo
 		value, err := encodeRecord(r)
 		if err != nil {
 			return err
