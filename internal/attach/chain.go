@@ -271,9 +271,11 @@ func safely(fn func() error) (err error) {
 }
 
 // sameAttachment compares what was attached with what is asked for. The
-// reasons given for it are no part of it.
+// reasons given for it are no part of it, nor are the words of the pod that
+// led to it.
 func sameAttachment(a, b plan.Attachment) bool {
 	a.Reasons, b.Reasons = nil, nil
+	a.Asked, b.Asked = nil, nil
 	x, errX := json.Marshal(a)
 	y, errY := json.Marshal(b)
 	return errX == nil && errY == nil && string(x) == string(y)

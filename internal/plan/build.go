@@ -36,33 +36,16 @@ func Build(in Input) (Plan, error) {
 		return Plan{}, err
 	}
 	p.Attachments = append(p.Attachments, beside...)
-	selections, err := ParseNetworks(in.Pod.Annotations[NetworksAnnotation])
+	selections, err := in.asked()
 	if err != nil {
-		return Plan{}, invalid("annotation %s: %w", NetworksAnnotation, err)
+		return Plan{}, err
 	}
-	taken := map[string]string{first.IfName: "the default network"}
-	for _, a := range beside {
-		taken[a.IfName] = "network " + a.Network + " of the conf dir"
-	}
+	taken := owners(p.Attachments)
 	for i, s := range selections {
 		place := i + 1
-		if s.Namespace == "" {
-			s.Namespace = in.Pod.Namespace
-		}
-		a := Attachment{Network: s.Namespace + "/" + s.Name, IfName: s.IfName}
-		a.because("asked for by the pod: element %d of annotation %s", place, NetworksAnnotation)
-		if a.IfName == "" {
-			a.IfName = fmt.Sprintf("net%d", place)
-			a.because("interface %s: number %d of the networks the pod asked for", a.IfName, place)
-		} else {
-			a.because("interface %s: the pod's choice", a.IfName)
-		}
-		if owner, clash := taken[a.IfName]; clash {
-			return Plan{}, about(a.Network, fmt.Errorf("element %d: interface %s already belongs to %s; choose another one with \"interface\" or @", place, a.IfName, owner))
-		}
-		taken[a.IfName] = fmt.Sprintf("element %d (%s)", place, a.Network)
-		if err := a.configure(in, s); err != nil {
-			return Plan{}, about(a.Network, fmt.Errorf("element %d: %w", place, err))
+		a, err := in.selected(place, s, fmt.Sprintf("net%d", place), taken)
+		if err != nil {
+			return Plan{}, err
 		}
 		p.Attachments = append(p.Attachments, a)
 	}
@@ -74,6 +57,57 @@ func Build(in Input) (Plan, error) {
 	}
 	explainOverlaps(p.Attachments)
 	return p, nil
+}
+
+// asked are the networks that the pod asks for, each with its namespace.
+func (in Input) asked() ([]Selection, error) {
+	selections, err := ParseNetworks(in.Pod.Annotations[NetworksAnnotation])
+	if err != nil {
+		return nil, invalid("annotation %s: %w", NetworksAnnotation, err)
+	}
+	for i := range selections {
+		if selections[i].Namespace == "" {
+			selections[i].Namespace = in.Pod.Namespace
+		}
+	}
+	return selections, nil
+}
+
+// owners says of each interface name whose it is.
+func owners(list []Attachment) map[string]string {
+	taken := map[string]string{}
+	for _, a := range list {
+		switch {
+		case a.Default:
+			taken[a.IfName] = "the default network"
+		case a.Asked == nil:
+			taken[a.IfName] = "network " + a.Network + " of the conf dir"
+		default:
+			taken[a.IfName] = "network " + a.Network
+		}
+	}
+	return taken
+}
+
+// selected plans one element of the networks annotation. Its interface is
+// called free unless it names one itself.
+func (in Input) selected(place int, s Selection, free string, taken map[string]string) (Attachment, error) {
+	a := Attachment{Network: s.Namespace + "/" + s.Name, IfName: s.IfName, Asked: &s}
+	a.because("asked for by the pod: element %d of annotation %s", place, NetworksAnnotation)
+	if a.IfName == "" {
+		a.IfName = free
+		a.because("interface %s: number %d of the networks the pod asked for", a.IfName, place)
+	} else {
+		a.because("interface %s: the pod's choice", a.IfName)
+	}
+	if owner, clash := taken[a.IfName]; clash {
+		return a, about(a.Network, fmt.Errorf("element %d: interface %s already belongs to %s; choose another one with \"interface\" or @", place, a.IfName, owner))
+	}
+	taken[a.IfName] = fmt.Sprintf("element %d (%s)", place, a.Network)
+	if err := a.configure(in, s); err != nil {
+		return a, about(a.Network, fmt.Errorf("element %d: %w", place, err))
+	}
+	return a, nil
 }
 
 // defaultAttachment plans the pod's default network, which every pod has and

@@ -111,6 +111,10 @@ type Attachment struct {
 	// what is to be known of the device (Device Information specification 1.1),
 	// empty when nobody will.
 	DeviceInfoFile string `json:"deviceInfoFile,omitempty"`
+	// Asked is the element of the networks annotation that asks for this
+	// attachment, nil for the networks that every pod gets. An edit of the
+	// annotation is compared with it.
+	Asked *Selection `json:"asked,omitempty"`
 	// CNIArgs is appended to the CNI_ARGS of the request, such as
 	// "IP=10.20.1.11/24;MAC=02:00:00:00:00:01", for plugins that know only
 	// this older way of asking.

@@ -37,27 +37,28 @@ const (
 
 // Selection is one element of the networks annotation (NPWG specification 1.3,
 // section 4.1): a network and what the pod asks of it. All values are valid,
-// and the zero value of a field means that the pod did not ask.
+// and the zero value of a field means that the pod did not ask. Records hold it
+// in JSON, so that a field that is added later must be left out when it is zero.
 type Selection struct {
 	// Namespace is empty for the pod's own.
-	Namespace string
-	Name      string
-	IfName    string
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	IfName    string `json:"interface,omitempty"`
 	// IPs are addresses in canonical form, each with or without a prefix
 	// length.
-	IPs []string
+	IPs []string `json:"ips,omitempty"`
 	// MAC is a 6-byte address, InfinibandGUID an 8-byte one, in lower case with
 	// colons.
-	MAC            string
-	InfinibandGUID string
+	MAC            string `json:"mac,omitempty"`
+	InfinibandGUID string `json:"infiniband-guid,omitempty"`
 	// CNIArgs become args.cni of every plugin.
-	CNIArgs      map[string]json.RawMessage
-	PortMappings []PortMapping
-	Bandwidth    *Bandwidth
-	DeviceID     string
+	CNIArgs      map[string]json.RawMessage `json:"cni-args,omitempty"`
+	PortMappings []PortMapping              `json:"portMappings,omitempty"`
+	Bandwidth    *Bandwidth                 `json:"bandwidth,omitempty"`
+	DeviceID     string                     `json:"deviceID,omitempty"`
 	// DefaultRoute is nil when the pod does not ask, which is not the same as
 	// asking without a gateway.
-	DefaultRoute *RouteClaim
+	DefaultRoute *RouteClaim `json:"default-route,omitempty"`
 }
 
 // PortMapping forwards a port of the node, in the form of the portMappings

@@ -45,6 +45,12 @@ type Record struct {
 	// FailedDels is how many attempts to take the attachment down have failed
 	// while it was an intent.
 	FailedDels int `json:"failedDels,omitempty"`
+	// Plugged says that the attachment was added to a pod that ran. When it is
+	// an intent, the daemon finishes or undoes it, not the runtime.
+	Plugged bool `json:"plugged,omitempty"`
+	// Leaving says that the attachment is being taken away from a pod that
+	// runs. Some of it may be gone already.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // Made is what an ADD came to, as in the Record.
@@ -60,3 +66,7 @@ func (r Record) Key() Key {
 
 // Complete reports whether ADD finished this attachment.
 func (r Record) Complete() bool { return len(r.Result) > 0 }
+
+// InUse reports whether the pod has this attachment: all of it was made, and
+// nobody began to take it away. The network status is made of these.
+func (r Record) InUse() bool { return r.Complete() && !r.Leaving }
