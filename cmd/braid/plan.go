@@ -25,6 +25,7 @@ type planFlags struct {
 	namespace       string
 	confDir         string
 	confDirNetworks int
+	isolation       plan.Isolation
 	output          string
 	why             bool
 }
@@ -54,6 +55,8 @@ refused.`,
 	flags.StringVarP(&f.namespace, "namespace", "n", "", "`namespace` of objects that name none (default \"default\")")
 	flags.StringVar(&f.confDir, "conf-dir", "", "conf dir of a node, such as a copy of /etc/cni/net.d, which knows the default network")
 	flags.IntVar(&f.confDirNetworks, "conf-dir-networks", 1, "how many networks of the conf dir every pod gets (braidd's setting confDirNetworks)")
+	flags.BoolVar(&f.isolation.On, "namespace-isolation", false, "pods may use the networks of their own namespace only (braidd's setting namespaceIsolation)")
+	flags.StringSliceVar(&f.isolation.Global, "global-namespaces", []string{"default"}, "`namespaces` whose networks every pod may use nevertheless (braidd's setting globalNamespaces)")
 	flags.StringVarP(&f.output, "output", "o", "", "output format: json (default: a table)")
 	flags.BoolVar(&f.why, "why", false, "show the reasons in the table")
 	return cmd
@@ -145,7 +148,10 @@ func readManifests(stdin io.Reader, f planFlags) (*manifest.Set, error) {
 
 // planInput is what all pods' plans have in common.
 func planInput(set *manifest.Set, f planFlags) (plan.Input, error) {
-	in := plan.Input{IfName: "eth0", Definition: set.Definition, ConfDirNetworks: f.confDirNetworks}
+	in := plan.Input{IfName: "eth0", Definition: set.Definition, ConfDirNetworks: f.confDirNetworks, Isolation: f.isolation}
+	if err := f.isolation.Validate(); err != nil {
+		return in, err
+	}
 	if f.confDir == "" && f.confDirNetworks > 1 {
 		return in, errors.New("--conf-dir-networks needs --conf-dir")
 	}

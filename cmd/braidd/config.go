@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"sigs.k8s.io/yaml"
+
+	"braid.dev/braid/internal/plan"
 )
 
 // config is the file of --config. Every key may be missing.
@@ -24,6 +26,10 @@ type config struct {
 	// ConfDirNetworks is how many networks of the conf dir every pod gets, as
 	// eth0, eth1 and so on. 1 is the default network alone.
 	ConfDirNetworks int `json:"confDirNetworks"`
+	// NamespaceIsolation has pods use the NetworkAttachmentDefinitions of their
+	// own namespace only, and those of GlobalNamespaces.
+	NamespaceIsolation bool     `json:"namespaceIsolation"`
+	GlobalNamespaces   []string `json:"globalNamespaces"`
 }
 
 // maxConfDirNetworks is the most that confDirNetworks can ask for; a larger
@@ -48,12 +54,13 @@ func (d *duration) UnmarshalJSON(b []byte) error {
 
 func defaults() config {
 	return config{
-		RequestTimeout:  duration(60 * time.Second),
-		PluginTimeout:   duration(30 * time.Second),
-		CleanupTimeout:  duration(30 * time.Second),
-		ShutdownGrace:   duration(20 * time.Second),
-		Parallel:        16,
-		ConfDirNetworks: 1,
+		RequestTimeout:   duration(60 * time.Second),
+		PluginTimeout:    duration(30 * time.Second),
+		CleanupTimeout:   duration(30 * time.Second),
+		ShutdownGrace:    duration(20 * time.Second),
+		Parallel:         16,
+		ConfDirNetworks:  1,
+		GlobalNamespaces: []string{"default"},
 	}
 }
 
@@ -77,8 +84,13 @@ func readConfig(path string) (config, error) {
 	if c.ConfDirNetworks <= 0 || c.ConfDirNetworks > maxConfDirNetworks {
 		return c, fmt.Errorf("read settings %s: confDirNetworks is %d, it must be 1 to %d", path, c.ConfDirNetworks, maxConfDirNetworks)
 	}
-	if c.ConfDirNetworks < 1 || c.ConfDirNetworks > maxConfDirNetworks {
-		return c, fmt.Errorf("read settings %s: confDirNetworks is %d, it must be 1 to %d", path, c.ConfDirNetworks, maxConfDirNetworks)
+	if err := c.isolation().Validate(); err != nil {
+		return c, fmt.Errorf("read settings %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// isolation says which NetworkAttachmentDefinitions a pod may use.
+func (c config) isolation() plan.Isolation {
+	return plan.Isolation{On: c.NamespaceIsolation, Global: c.GlobalNamespaces}
 }

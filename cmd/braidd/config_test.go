@@ -3,6 +3,8 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,10 +25,19 @@ func TestSettings(t *testing.T) {
 	if c, err := read("confDirNetworks: 2\n"); err != nil || c.ConfDirNetworks != 2 {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if c, err := read(""); err != nil || c != defaults() {
+	if c, err := read(""); err != nil || !reflect.DeepEqual(c, defaults()) {
 		t.Errorf("an empty file: %+v, %v", c, err)
 	}
-	for _, text := range []string{"pluginTimeuot: 3s", "pluginTimeout: 3", "pluginTimeout: -3s", "parallel: 0", "parallel: many", "confDirNetworks: 0", "confDirNetworks: 1000", "- list", "{"} {
+	if c := defaults().isolation(); c.On || !slices.Equal(c.Global, []string{"default"}) {
+		t.Errorf("isolation without a setting: %+v", c)
+	}
+	if c, err := read("namespaceIsolation: true\nglobalNamespaces: [shared, kube-system]\n"); err != nil || !c.isolation().On || !slices.Equal(c.isolation().Global, []string{"shared", "kube-system"}) {
+		t.Errorf("isolation: %+v, %v", c, err)
+	}
+	if c, err := read("namespaceIsolation: true\nglobalNamespaces: []\n"); err != nil || len(c.isolation().Global) != 0 {
+		t.Errorf("isolation of every namespace: %+v, %v", c, err)
+	}
+	for _, text := range []string{"pluginTimeuot: 3s", "pluginTimeout: 3", "pluginTimeout: -3s", "parallel: 0", "parallel: many", "confDirNetworks: 0", "confDirNetworks: 1000", "globalNamespaces: [Shared]", "globalNamespaces: \"a,b\"", "- list", "{"} {
 		if c, err := read(text); err == nil || !strings.Contains(err.Error(), "braidd.yaml") {
 			t.Errorf("%q became %+v, %v", text, c, err)
 		}

@@ -50,6 +50,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Records:         records,
 		Networks:        networks,
 		ConfDirNetworks: conf.ConfDirNetworks,
+		Isolation:       conf.isolation(),
 		SubnetFile:      readSubnetFile,
 		Cluster:         clusterFor(cluster),
 		Installed:       func() error { return installed(f.confDir) },

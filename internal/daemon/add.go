@@ -86,6 +86,7 @@ func (d *Daemon) plan(ctx context.Context, r request, pod plan.Pod) (plan.Plan, 
 	p, err := plan.Build(plan.Input{
 		Pod: pod, IfName: r.IfName, Default: networks[0], RuntimeConfig: r.conf.RuntimeConfig,
 		ConfDirNetworks: d.ConfDirNetworks, Beside: networks[1:],
+		Isolation: d.Isolation, ContainerID: r.ContainerID,
 		Definition: func(namespace, name string) (plan.Definition, bool) {
 			if d.Cluster == nil {
 				return plan.Definition{}, false

@@ -59,6 +59,8 @@ type Config struct {
 	// ConfDirNetworks is how many networks of the conf dir every pod gets. The
 	// default is 1, the default network alone.
 	ConfDirNetworks int
+	// Isolation says which NetworkAttachmentDefinitions a pod may use.
+	Isolation plan.Isolation
 	// Cluster is nil on a machine without Kubernetes, where every container
 	// gets the default network.
 	Cluster Cluster

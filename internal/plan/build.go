@@ -208,6 +208,9 @@ func (a *Attachment) configure(in Input, s Selection) (err error) {
 // find looks the configuration up in the order of the NPWG specification 1.3,
 // section 3.4: spec.config, then the conf dir.
 func (a *Attachment) find(in Input, s Selection) (Network, error) {
+	if err := in.Isolation.permits(in.Pod.Namespace, s.Namespace); err != nil {
+		return Network{}, err
+	}
 	d, ok := Definition{}, false
 	if in.Definition != nil {
 		d, ok = in.Definition(s.Namespace, s.Name)

@@ -30,8 +30,9 @@ var update = flag.Bool("update", false, "write the plans of testdata/*.txtar ane
 // as text, with those written there. A world holds manifests (*.yaml), the
 // default network (default.conflist), the conf dir (conf/*), how many of its
 // networks every pod gets (conf-dir-networks), what the runtime passes
-// (runtime.json), and files of the node
-// that can be read (root/*).
+// (runtime.json), the global namespaces of an isolated cluster (isolation), the
+// devices that the kubelet gave to each pod by resource (devices.json), and
+// files of the node that can be read (root/*).
 func TestPlans(t *testing.T) {
 	worlds, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(worlds) == 0 {
@@ -92,6 +93,8 @@ func plans(t *testing.T, files []txtar.File) string {
 			if err := json.Unmarshal(f.Data, &in.RuntimeConfig); err != nil {
 				t.Fatal(err)
 			}
+		case f.Name == "isolation":
+			in.Isolation = plan.Isolation{On: true, Global: strings.Fields(string(f.Data))}
 		case strings.HasPrefix(f.Name, "root/"):
 			read[strings.TrimPrefix(f.Name, "root")] = f.Data
 			in.SubnetFile = func(path string) ([]byte, error) {

@@ -41,15 +41,6 @@ type Device struct {
 	ID string `json:"id"`
 }
 
-// Isolation restricts the definitions that a pod may use to those of its own
-// namespace and of a few others (NPWG specification 1.3, section 7.4). The zero
-// value restricts nothing.
-type Isolation struct {
-	On bool
-	// Global are the namespaces whose definitions every pod may use.
-	Global []string
-}
-
 // Network is one network configuration: a CNI configuration list, or a single
 // configuration as a list of one (CNI specification 1.1, section 1).
 type Network struct {
