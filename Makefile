@@ -11,11 +11,11 @@ GO_FILES = $(shell find cmd internal api -name '*.go' -not -name '*_test.go' 2>/
 # "braid lab up" names what is missing on its own too.
 DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptables=iptables \
 	/bin/busybox=busybox-static /sbin/modprobe=kmod /usr/sbin/conntrack=conntrack /sbin/bridge=iproute2
-# The race detector needs a C compiler; tests read nftables rules as nft prints them;
+# The race detector needs a C compiler; tests measure memory with time and read nftables rules as nft prints them;
 # Cilium compiles its programs where it runs; with ipvlan it takes a kernel under QEMU.
-DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86
+DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86 /usr/bin/time=time
 
-.PHONY: help deps test-deps build generate lint test test-unit test-guest test-cluster test-migrate test-emulated bench demo demo-down clean
+.PHONY: help deps test-deps build generate lint test test-unit test-guest test-cluster test-migrate test-emulated bench bench-pods demo demo-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -65,12 +65,18 @@ test-migrate: test-deps build ## migrations of live clusters, under load and thr
 test-emulated: test-deps build ## Cilium and ipvlan on one node, under QEMU
 	BRAID_TIER=cluster go test -timeout 20m -v -run Emulated ./internal/demo
 
+BENCH_PODS = BRAID_TIER=cluster go test -timeout 30m -run '^$$' -bench Pods -benchtime 1x ./internal/e2e
+
+bench-pods: test-deps build ## the part of bench that is about whole pods
+	$(BENCH_PODS) | go run ./internal/bench
+
 # What this machine's kernel lacks is measured on Debian's under QEMU, where
 # programs are slow: there only the share of bare netlink says something.
-bench: test-deps ## Braid beside the upstream plugins, as ratios
+bench: test-deps build ## Braid beside the upstream plugins, as ratios
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
-	{ BRAID_TIER=net go test -run '^$$' -bench . ./internal/ipam/... ./internal/store ./internal/plan; \
+	{ $(BENCH_PODS); \
+	  BRAID_TIER=net go test -run '^$$' -bench . ./internal/ipam/... ./internal/store ./internal/plan; \
 	  BRAID_TIER=net go test -p 1 -run '^$$' -bench . -benchtime 20x -count 5 ./internal/driver/...; \
 	  CGO_ENABLED=0 BRAID_TIER=guest go test -p 1 -exec '$(CURDIR)/bin/guest-exec -kernel qemu' -run '^$$' -bench . -count 3 \
 		./internal/driver/vlan ./internal/driver/ipvlan ./internal/driver/dummy ./internal/driver/vrf; \

@@ -1,14 +1,17 @@
-// Command bench reads the output of go test -bench and ends it with one table:
+// Command bench reads the output of go test -bench and ends it with two tables:
 // what Braid's drivers cost beside the reference plugins, and beside the bare
-// kernel requests.
+// kernel requests; and what a pod's networks cost its runtime with Braid, and
+// with the reference plugins called directly.
 //
 // Benchmarks that end in /driver, /reference and /netlink are the columns of
 // one row. Of several runs of a benchmark (-count) the median counts.
+// BenchmarkPods of internal/e2e makes the second table.
 package main
 
 import (
 	"bufio"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -38,7 +41,7 @@ const (
 // report passes in on to out and adds the table. A benchmark that failed is an
 // error, and so is output without any to compare.
 func report(in io.Reader, out io.Writer) error {
-	rows := map[string]row{}
+	rows, whole := map[string]row{}, pods{}
 	failed, pkg := false, ""
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
@@ -48,6 +51,7 @@ func report(in io.Reader, out io.Writer) error {
 			pkg = path.Base(p)
 		}
 		failed = failed || strings.HasPrefix(line, "FAIL") || strings.HasPrefix(line, "--- FAIL")
+		whole.read(line)
 		if m, ok := parse(line); ok {
 			name := strings.Trim(pkg+"/"+m.name, "/")
 			if rows[name] == nil {
@@ -59,11 +63,17 @@ func report(in io.Reader, out io.Writer) error {
 	if err := lines.Err(); err != nil {
 		return err
 	}
+	if len(rows) == 0 && len(whole) == 0 {
+		return errors.New("no benchmark in the input that has a table")
+	}
 	if err := table(out, rows); err != nil {
 		return err
 	}
+	if err := whole.table(out); err != nil {
+		return err
+	}
 	if failed {
-		return fmt.Errorf("a benchmark failed")
+		return errors.New("a benchmark failed")
 	}
 	return nil
 }
@@ -92,9 +102,11 @@ func parse(line string) (measured, bool) {
 // table writes a row for every benchmark of a driver that has something beside
 // it. A package may measure the bare requests once for all its rows.
 func table(out io.Writer, rows map[string]row) error {
+	if len(rows) == 0 {
+		return nil
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(w, "\nattach + detach\tBraid\treference\tbare netlink\tof reference\tof netlink\t\n")
-	n := 0
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
 		r := rows[name]
 		driver, ok := median(r["driver"])
@@ -107,15 +119,11 @@ func table(out io.Writer, rows map[string]row) error {
 		if !ok {
 			bare, _ = median(rows[pkg]["netlink"])
 		}
-		n++
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", name, show(driver), show(reference), show(bare),
 			share(driver, reference, ofReference), share(driver, bare, ofNetlink))
 	}
 	if err := w.Flush(); err != nil {
 		return err
-	}
-	if n == 0 {
-		return fmt.Errorf("no benchmark of a driver in the input")
 	}
 	fmt.Fprintf(out, "medians; goals: at most %.2f of the reference and %.1f of bare netlink; ! is more\n", ofReference, ofNetlink)
 	return nil

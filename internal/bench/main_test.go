@@ -38,6 +38,49 @@ func TestTableHasMediansAndRatios(t *testing.T) {
 	}
 }
 
+const podsOutput = `pkg: braid.dev/braid/internal/e2e
+BenchmarkPods/direct/ADD/1-2 	1	17.00 p50-ms	20.00 p99-ms	50.0 pods/s
+BenchmarkPods/direct/DEL/1-2 	1	40.00 p50-ms	50.00 p99-ms	20.0 pods/s
+BenchmarkPods/direct/ADD/16-2 	1	300.0 p50-ms	400.0 p99-ms	45.0 pods/s
+BenchmarkPods/direct/DEL/16-2 	1	300.0 p50-ms	400.0 p99-ms	15.0 pods/s
+BenchmarkPods/default/ADD/1-2 	1	18.50 p50-ms	20.00 p99-ms	50.0 pods/s
+BenchmarkPods/default/DEL/1-2 	1	8.00 p50-ms	9.00 p99-ms	90.0 pods/s
+BenchmarkPods/default/ADD/16-2 	1	100.0 p50-ms	150.0 p99-ms	120.0 pods/s
+BenchmarkPods/default/DEL/16-2 	1	100.0 p50-ms	150.0 p99-ms	130.0 pods/s
+BenchmarkPods/native1/ADD/1-2 	1	22.00 p50-ms	30.00 p99-ms	40.0 pods/s
+BenchmarkPods/native1/ADD/16-2 	1	200.0 p50-ms	250.0 p99-ms	36.0 pods/s
+BenchmarkPods/native4/ADD/1-2 	1	28.50 p50-ms	30.00 p99-ms	30.0 pods/s
+BenchmarkPods/shim/STATUS/1-2 	1	4.000 p50-ms	20.50 p99-ms	200 pods/s
+BenchmarkPods/shim/memory-2 	1	4.000 MB
+BenchmarkPods/daemon/full-2 	1	30.00 MB	31.00 peak-MB
+`
+
+func TestTableOfPodsShowsWhatMissesItsGoal(t *testing.T) {
+	var out strings.Builder
+	if err := report(strings.NewReader(podsOutput), &out); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(out.String()), " ")
+	for _, want := range []string{
+		"plugins called directly 17.0 ms 20.0 ms 40.0 ms 50.0 ms 300.0 ms 400.0 ms 45.0 15.0 1.00",
+		"Braid, default network only 18.5 ms 20.0 ms 8.0 ms 9.0 ms 100.0 ms 150.0 ms 120.0 130.0 2.67",
+		"directly at most 2 ms 1.50 ms",
+		"one native network more at most 3 ms ! 3.50 ms",
+		"each of four native networks more at most 3 ms 2.50 ms",
+		"one's pods/s ! 0.80",
+		"STATUS, p99 at most 20 ms ! 20.50 ms",
+		"shim: memory at most 6 MB 4.00 MB",
+		"networks at most 35 MB 30.00 MB",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+	if strings.Contains(text, "attach + detach") {
+		t.Errorf("a table without rows:\n%s", out.String())
+	}
+}
+
 func TestAFailedBenchmarkFailsTheReport(t *testing.T) {
 	for _, in := range []string{output + "FAIL\tbraid.dev/braid/internal/driver/tuning\t0.2s\n", "PASS\n"} {
 		if err := report(strings.NewReader(in), &strings.Builder{}); err == nil {

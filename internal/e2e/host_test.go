@@ -169,16 +169,7 @@ func (h *host) start(ctx context.Context) error {
 
 // status calls the shim's STATUS as a runtime does.
 func (h *host) status(ctx context.Context, conflist []byte) error {
-	var list struct {
-		Name    string
-		Plugins []map[string]any
-	}
-	if err := json.Unmarshal(conflist, &list); err != nil {
-		return err
-	}
-	conf := list.Plugins[0]
-	conf["name"], conf["cniVersion"] = list.Name, "1.1.0"
-	stdin, err := json.Marshal(conf)
+	stdin, err := pluginConf(conflist)
 	if err != nil {
 		return err
 	}
@@ -190,6 +181,20 @@ func (h *host) status(ctx context.Context, conflist []byte) error {
 		return fmt.Errorf("STATUS: %w: %s", err, out)
 	}
 	return nil
+}
+
+// pluginConf is what a runtime gives the first plugin of a list.
+func pluginConf(conflist []byte) ([]byte, error) {
+	var list struct {
+		Name    string
+		Plugins []map[string]any
+	}
+	if err := json.Unmarshal(conflist, &list); err != nil {
+		return nil, err
+	}
+	conf := list.Plugins[0]
+	conf["name"], conf["cniVersion"] = list.Name, "1.1.0"
+	return json.Marshal(conf)
 }
 
 // kill ends braidd as a power cut would.

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+)
+
+// The goals of a pod's networks, as issue 5 has them.
+const (
+	defaultAbove = 2.0  // ms of ADD above the plugins called directly
+	eachNative   = 3.0  // ms of ADD for each native network more
+	withOneMore  = 1.0  // pods/s with one more network, as a share of direct
+	statusWithin = 20.0 // ms
+	shimMB       = 6.0
+	daemonMB     = 35.0
+)
+
+// pods is what BenchmarkPods of internal/e2e reported: by name below it, such
+// as default/ADD/1, the metrics by their unit.
+type pods map[string]map[string]float64
+
+var podsLine = regexp.MustCompile(`^BenchmarkPods/(\S+?)(?:-\d+)?\s+\d+\s+(.*)$`)
+
+// read takes the line in if it is one of BenchmarkPods.
+func (p pods) read(line string) {
+	m := podsLine.FindStringSubmatch(line)
+	if m == nil {
+		return
+	}
+	metrics := map[string]float64{}
+	fields := strings.Fields(m[2])
+	for i := 0; i+1 < len(fields); i += 2 {
+		if v, err := strconv.ParseFloat(fields[i], 64); err == nil {
+			metrics[fields[i+1]] = v
+		}
+	}
+	p[m[1]] = metrics
+}
+
+// sides are the rows of the table, with what a person calls them.
+var sides = []struct{ name, title string }{
+	{"direct", "plugins called directly"},
+	{"default", "Braid, default network only"},
+	{"native1", "+ 1 native network"},
+	{"native4", "+ 4 native networks"},
+	{"executed1", "+ 1 executed plugin"},
+	{"direct-alone", "that plugin called directly"},
+}
+
+// table writes the rows and how they stand to the goals. Without any result of
+// BenchmarkPods it writes nothing.
+func (p pods) table(out io.Writer) error {
+	if len(p) == 0 {
+		return nil
+	}
+	fmt.Fprintln(out, "\na pod's networks: bridge, host-local and portmap for the default one, bridge and host-local for each other")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(w, "\tADD p50\tp99\tDEL p50\tp99\t16 parallel: ADD p50\tp99\tADD/s\tDEL/s\tADD/s of direct\t\n")
+	for _, s := range sides {
+		add, del := p[s.name+"/ADD/1"], p[s.name+"/DEL/1"]
+		many, manyDel := p[s.name+"/ADD/16"], p[s.name+"/DEL/16"]
+		if add == nil || many == nil {
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.1f\t%.1f\t%.2f\t\n", s.title,
+			ms(add["p50-ms"]), ms(add["p99-ms"]), ms(del["p50-ms"]), ms(del["p99-ms"]),
+			ms(many["p50-ms"]), ms(many["p99-ms"]), many["pods/s"], manyDel["pods/s"],
+			many["pods/s"]/p["direct/ADD/16"]["pods/s"])
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return p.goals(out)
+}
+
+// goals writes what was wanted beside what was measured.
+func (p pods) goals(out io.Writer) error {
+	base := p["default/ADD/1"]["p50-ms"]
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprint(w, "\ngoal\tmeasured\t\n")
+	atMost := func(what, unit string, goal, is float64) {
+		fmt.Fprintf(w, "%s at most %g %s\t%s%.2f %s\t\n", what, goal, unit, missed(is > goal), is, unit)
+	}
+	atMost("default network only: above the plugins called directly", "ms", defaultAbove, base-p["direct/ADD/1"]["p50-ms"])
+	atMost("one native network more", "ms", eachNative, p["native1/ADD/1"]["p50-ms"]-base)
+	atMost("each of four native networks more", "ms", eachNative, (p["native4/ADD/1"]["p50-ms"]-base)/4)
+	share := p["native1/ADD/16"]["pods/s"] / p["direct/ADD/16"]["pods/s"]
+	fmt.Fprintf(w, "16 parallel, one network more: at least %g of the directly called one's pods/s\t%s%.2f\t\n", withOneMore, missed(share < withOneMore), share)
+	atMost("STATUS, p99", "ms", statusWithin, p["shim/STATUS/1"]["p99-ms"])
+	atMost("shim: memory", "MB", shimMB, p["shim/memory"]["MB"])
+	atMost("daemon: memory with 110 pods and 500 networks", "MB", daemonMB, p["daemon/full"]["MB"])
+	fmt.Fprintf(w, "shim: VERSION, from start to exit\t%.2f ms\t\n", p["shim/VERSION/1"]["p50-ms"])
+	fmt.Fprintf(w, "daemon: memory after its start, and after the pods are gone\t%.1f and %.1f MB\t\n", p["daemon/idle"]["MB"], p["daemon/after"]["MB"])
+	return w.Flush()
+}
+
+func ms(v float64) string { return fmt.Sprintf("%.1f ms", v) }
+
+// missed marks what is not as wanted.
+func missed(so bool) string {
+	if so {
+		return "! "
+	}
+	return ""
+}
