@@ -34,6 +34,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 	if !f.noCluster {
 		cluster, err = kube.Connect(kube.Config{
 			Kubeconfig: f.kubeconfig, NodeName: f.nodeName, UserAgent: "braidd/" + version, Log: log,
+			DefinitionsFile: filepath.Join(f.stateDir, "definitions"),
 		})
 		if err != nil {
 			return fmt.Errorf("%w (without a cluster: --no-cluster)", err)
@@ -179,8 +180,12 @@ func clusterFor(c *kube.Cluster) daemon.Cluster {
 
 type adapter struct{ *kube.Cluster }
 
-func (a adapter) Pod(ctx context.Context, namespace, name, uid string) (plan.Pod, error) {
-	return a.Pods.Get(ctx, namespace, name, uid)
+func (a adapter) Pod(ctx context.Context, told plan.Pod) (plan.Pod, error) {
+	return a.Pods.Get(ctx, told)
+}
+
+func (a adapter) Known(namespace, name, uid string) (plan.Pod, bool) {
+	return a.Pods.Known(namespace, name, uid)
 }
 
 func (a adapter) Definition(ctx context.Context, namespace, name string) (plan.Definition, bool, error) {
@@ -192,7 +197,14 @@ func (a adapter) Definition(ctx context.Context, namespace, name string) (plan.D
 }
 
 func (a adapter) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error {
-	return a.Pods.SetNetworkStatus(ctx, pod, text)
+	err := a.Pods.SetNetworkStatus(ctx, pod, text)
+	switch {
+	case errors.Is(err, kube.ErrAway):
+		return fmt.Errorf("%w: %w", daemon.ErrAway, err)
+	case errors.Is(err, kube.ErrNotFound):
+		return fmt.Errorf("%w: %w", daemon.ErrGone, err)
+	}
+	return err
 }
 
 func (a adapter) Added(pod plan.Pod, message string)  { a.Events.Added(pod, message) }

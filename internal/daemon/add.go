@@ -49,7 +49,9 @@ func (d *Daemon) pod(ctx context.Context, r request) (plan.Pod, error) {
 		return plan.Pod{}, types.NewError(types.ErrTryAgainLater,
 			"this is a pod, but braidd runs without a cluster and cannot know its networks", "start braidd with --kubeconfig")
 	}
-	pod, err := d.Cluster.Pod(ctx, r.pod.namespace, r.pod.name, r.pod.uid)
+	pod, err := d.Cluster.Pod(ctx, plan.Pod{
+		Namespace: r.pod.namespace, Name: r.pod.name, UID: r.pod.uid, Annotations: r.conf.podAnnotations(),
+	})
 	if err != nil {
 		// Never a pod without its networks: whether there are any is unknown.
 		return plan.Pod{}, tryLater(err)
@@ -101,7 +103,23 @@ func (d *Daemon) plan(ctx context.Context, r request, pod plan.Pod) (plan.Plan, 
 	if unknown != nil {
 		return plan.Plan{}, tryLater(unknown)
 	}
+	if err == nil {
+		dropAnnotations(&p.Attachments[0])
+	}
 	return p, err
+}
+
+// dropAnnotations takes the pod's annotations, which the runtime passes because
+// Braid asks for them, out of what the default network's plugins would find,
+// unless one of them asks for them itself. They may be long, and every record
+// would hold them.
+func dropAnnotations(a *plan.Attachment) {
+	for _, p := range a.Config.Plugins {
+		if p.Capabilities[annotationsCapability] {
+			return
+		}
+	}
+	delete(a.RuntimeConfig, annotationsCapability) // Build made the map
 }
 
 var errNoDefault = types.NewError(types.ErrTryAgainLater, "there is no default network yet",

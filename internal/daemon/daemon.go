@@ -29,14 +29,31 @@ type Networks interface {
 	OnDisk(name string) (plan.Network, bool)
 }
 
+// Errors of a Cluster that say what to do next.
+var (
+	// ErrAway means that the API could not be asked. It will be.
+	ErrAway = errors.New("the API server cannot be asked now")
+	// ErrGone means that the API knows no such pod, or not any more.
+	ErrGone = errors.New("the pod is gone")
+)
+
 // Cluster is what serving a pod needs of Kubernetes.
 type Cluster interface {
-	// Pod waits for the pod with this UID until ctx ends.
-	Pod(ctx context.Context, namespace, name, uid string) (plan.Pod, error)
+	// Pod returns the pod that the runtime tells of, as the API has it, and
+	// waits for it until ctx ends. When the API cannot be asked it is the pod as
+	// told, unless the annotations are nil: then the runtime tells nothing of
+	// them.
+	Pod(ctx context.Context, told plan.Pod) (plan.Pod, error)
+	// Known returns the pod if it is in memory.
+	Known(namespace, name, uid string) (plan.Pod, bool)
+	// Following says why what is in memory may be behind the API, nil while it
+	// is not.
+	Following() error
 	// Definition returns ok false when there is no such definition, and an
 	// error when that could not be found out.
 	Definition(ctx context.Context, namespace, name string) (d plan.Definition, ok bool, err error)
-	// SetNetworkStatus writes the annotation, trying again until ctx ends.
+	// SetNetworkStatus writes the annotation, trying again until ctx ends when
+	// that may help. The error is ErrAway, soon, or ErrGone.
 	SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error
 	// Added and Failed record events and do not wait for them.
 	Added(pod plan.Pod, message string)

@@ -266,16 +266,30 @@ type cluster struct {
 	statusErr   error
 	apiErr      error
 	unsynced    error
+	away        error
 }
 
-func (c *cluster) Pod(ctx context.Context, namespace, name, uid string) (plan.Pod, error) {
+func (c *cluster) Pod(_ context.Context, told plan.Pod) (plan.Pod, error) {
+	if pod, ok := c.Known(told.Namespace, told.Name, told.UID); ok {
+		return pod, nil
+	}
+	if c.Following() != nil && told.Annotations != nil {
+		return told, nil
+	}
+	return plan.Pod{}, fmt.Errorf("pod %s/%s (UID %s): not found", told.Namespace, told.Name, told.UID)
+}
+
+func (c *cluster) Known(namespace, name, uid string) (plan.Pod, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	pod, ok := c.pods[namespace+"/"+name]
-	if !ok || pod.UID != uid {
-		return plan.Pod{}, fmt.Errorf("pod %s/%s (UID %s): not found", namespace, name, uid)
-	}
-	return pod, nil
+	return pod, ok && pod.UID == uid
+}
+
+func (c *cluster) Following() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.away
 }
 
 func (c *cluster) Definition(_ context.Context, namespace, name string) (plan.Definition, bool, error) {

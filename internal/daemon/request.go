@@ -52,6 +52,21 @@ type conf struct {
 	Valid *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
 }
 
+// annotationsCapability is the key of runtimeConfig that brings the annotations
+// of the pod, as the kubelet has them. containerd and CRI-O pass it with ADD and
+// DEL to a plugin that declares it, which Braid's own does.
+const annotationsCapability = "io.kubernetes.cri.pod-annotations"
+
+// podAnnotations are the pod's annotations as the runtime passes them, nil when
+// it does not.
+func (c conf) podAnnotations() map[string]string {
+	var annotations map[string]string
+	if err := json.Unmarshal(c.RuntimeConfig[annotationsCapability], &annotations); err != nil {
+		return nil
+	}
+	return annotations
+}
+
 // podArgs are the CNI_ARGS that a Kubernetes runtime gives.
 type podArgs struct {
 	namespace, name, uid string

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -17,9 +18,6 @@ import (
 const (
 	// fieldManager owns the annotation in the pod's managed fields.
 	fieldManager = "braid"
-	// patchTimeout bounds one try, so that a connection that died without a
-	// word does not use up the whole request.
-	patchTimeout = 10 * time.Second
 	// patchRetryLimit is the longest pause between two tries.
 	patchRetryLimit = 2 * time.Second
 	// maxRefusals is how often in a row the API server may say that it is
@@ -30,35 +28,65 @@ const (
 
 // SetNetworkStatus writes the network-status annotation of exactly this pod: a
 // pod of the same name and another UID is never touched. It tries again until
-// ctx ends, except when trying cannot help. The error is ErrNotFound when the
-// pod is gone.
+// ctx ends when trying may help. The error is ErrNotFound when the pod is gone,
+// and ErrAway, within a few seconds, when the API cannot be asked; with that
+// one the annotation may have been written.
 func (p *Pods) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error {
-	patch, err := annotationPatch(pod.UID, status.Annotation, text)
+	err := p.setStatus(ctx, pod, text)
 	if err != nil {
 		return fmt.Errorf("write the network status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
+	return nil
+}
+
+func (p *Pods) setStatus(ctx context.Context, pod plan.Pod, text string) error {
+	pod, err := p.inAPI(pod)
+	if err != nil {
+		return err
+	}
+	patch, err := annotationPatch(pod.UID, status.Annotation, text)
+	if err != nil {
+		return err
+	}
 	refusals := 0
 	for failures := 0; ; failures++ {
-		err := p.patchStatus(ctx, pod, patch)
-		if err == nil {
+		// Twice: a connection that nobody used for a while may be dead.
+		hopeless := p.api.away.Load() || failures > 0
+		err := p.api.ask(ctx, func(ctx context.Context) error { return p.patchStatus(ctx, pod, patch) })
+		switch {
+		case err == nil:
 			return nil
-		}
-		if apierrors.IsForbidden(err) {
+		case errors.Is(err, ErrAway) && hopeless:
+			return err
+		case apierrors.IsForbidden(err):
 			refusals++
-		} else {
+		default:
 			refusals = 0
 		}
 		if refusals == maxRefusals {
-			return fmt.Errorf("write the network status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			return err
 		}
 		if final, reason := p.isFinal(ctx, pod, err); final {
-			return fmt.Errorf("write the network status of pod %s/%s: %w", pod.Namespace, pod.Name, reason)
+			return reason
 		}
-		pause(ctx, max(delayAsked(err), backoff(failures, patchRetryLimit)))
+		pause(ctx, max(min(delayAsked(err), patchRetryLimit), backoff(failures, patchRetryLimit)))
 		if ctx.Err() != nil {
-			return fmt.Errorf("write the network status of pod %s/%s: %w (%w)", pod.Namespace, pod.Name, err, context.Cause(ctx))
+			return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
 		}
 	}
+}
+
+// inAPI is the pod with the UID that it has in the API, which for a static pod
+// is that of its mirror. As long as there is none, nothing can be written.
+func (p *Pods) inAPI(pod plan.Pod) (plan.Pod, error) {
+	if pod.UID == "" || isAPIUID(pod.UID) {
+		return pod, nil
+	}
+	mirror, ok := p.Known(pod.Namespace, pod.Name, pod.UID)
+	if !ok {
+		return pod, &awayError{errors.New("the mirror of this static pod is not in the API")}
+	}
+	return mirror, nil
 }
 
 // annotationPatch is a merge patch of one annotation. The UID makes the API
@@ -72,8 +100,6 @@ func annotationPatch(uid, annotation, text string) ([]byte, error) {
 }
 
 func (p *Pods) patchStatus(ctx context.Context, pod plan.Pod, patch []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, patchTimeout)
-	defer cancel()
 	_, err := p.client.Namespace(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, patch,
 		metav1.PatchOptions{FieldManager: fieldManager}, "status")
 	return err
@@ -86,7 +112,11 @@ func (p *Pods) isFinal(ctx context.Context, pod plan.Pod, err error) (bool, erro
 		return true, ErrNotFound
 	case apierrors.IsConflict(err), apierrors.IsInvalid(err):
 		// The UID differs, or else someone else wrote at the same time.
-		live, getErr := p.client.Namespace(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+		var live *metav1.PartialObjectMetadata
+		getErr := p.api.ask(ctx, func(ctx context.Context) (err error) {
+			live, err = p.client.Namespace(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+			return err
+		})
 		if apierrors.IsNotFound(getErr) {
 			return true, ErrNotFound
 		}

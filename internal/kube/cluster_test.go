@@ -79,7 +79,7 @@ func TestClusterPodsOfThisNodeAreInMemory(t *testing.T) {
 	c := synced(t, s.braiddConfig(t, node), node)
 	late := s.pod(t, ns, "late", node, nil)
 
-	pod, err := c.Pods.Get(within(t, 10*time.Second), ns, "early", string(early.UID))
+	pod, err := c.Pods.Get(within(t, 10*time.Second), plan.Pod{Namespace: ns, Name: "early", UID: string(early.UID)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestClusterPodsOfThisNodeAreInMemory(t *testing.T) {
 		len(pod.Annotations) != 1 || pod.Annotations["k8s.v1.cni.cncf.io/networks"] != "vlan-2001" {
 		t.Errorf("got %+v", pod)
 	}
-	if _, err := c.Pods.Get(within(t, 10*time.Second), ns, "late", string(late.UID)); err != nil {
+	if _, err := c.Pods.Get(within(t, 10*time.Second), plan.Pod{Namespace: ns, Name: "late", UID: string(late.UID)}); err != nil {
 		t.Errorf("a pod made after the first read: %v", err)
 	}
 	eventually(t, "the late pod is in memory", 10*time.Second, func() error {
@@ -125,13 +125,13 @@ func TestClusterAPodThatIsGoneIsNotWaitedFor(t *testing.T) {
 	forgets(t, c, ns, "web-0")
 
 	start := time.Now()
-	_, err := c.Pods.Get(within(t, 30*time.Second), ns, "web-0", string(old.UID))
+	_, err := c.Pods.Get(within(t, 30*time.Second), plan.Pod{Namespace: ns, Name: "web-0", UID: string(old.UID)})
 	if !errors.Is(err, ErrNotFound) {
 		t.Errorf("deleted pod: got %v, want ErrNotFound", err)
 	}
 	// A StatefulSet's pod comes back under the same name.
 	s.pod(t, ns, "web-0", node, nil)
-	_, err = c.Pods.Get(within(t, 30*time.Second), ns, "web-0", string(old.UID))
+	_, err = c.Pods.Get(within(t, 30*time.Second), plan.Pod{Namespace: ns, Name: "web-0", UID: string(old.UID)})
 	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "the pod of this name has the UID") {
 		t.Errorf("recreated pod: got %v, want ErrNotFound and the other UID", err)
 	}
@@ -155,7 +155,7 @@ func TestClusterStaticPodsAreFoundByTheirHash(t *testing.T) {
 	found := make(chan got, 1)
 	ctx := within(t, 30*time.Second)
 	go func() {
-		pod, err := c.Pods.Get(ctx, ns, "etcd-node", hash)
+		pod, err := c.Pods.Get(ctx, plan.Pod{Namespace: ns, Name: "etcd-node", UID: hash})
 		found <- got{pod, err}
 	}()
 	// A mirror of the manifest as it was before is another pod.
@@ -185,7 +185,7 @@ func TestClusterStatusIsWrittenToThisPodOnly(t *testing.T) {
 	node := "node-" + ns
 	c := synced(t, s.braiddConfig(t, node), node)
 	object := s.pod(t, ns, "web-0", node, map[string]string{"keep": "me"})
-	pod, err := c.Pods.Get(within(t, 10*time.Second), ns, "web-0", string(object.UID))
+	pod, err := c.Pods.Get(within(t, 10*time.Second), plan.Pod{Namespace: ns, Name: "web-0", UID: string(object.UID)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +391,7 @@ func TestClusterTheAPIMayComeLateAndGoAway(t *testing.T) {
 
 	s.stopAPI()
 	// What is known is served on.
-	if _, err := running.Pods.Get(within(t, 5*time.Second), ns, "before", pod.UID); err != nil {
+	if _, err := running.Pods.Get(within(t, 5*time.Second), plan.Pod{Namespace: ns, Name: "before", UID: pod.UID}); err != nil {
 		t.Errorf("pod known before the API went: %v", err)
 	}
 	if _, ok := running.Definitions.Get(ns, "net"); !ok {
@@ -401,7 +401,7 @@ func TestClusterTheAPIMayComeLateAndGoAway(t *testing.T) {
 		t.Errorf("Synced: %v", err)
 	}
 	// What is not known is no "not found".
-	_, err := running.Pods.Get(within(t, 500*time.Millisecond), ns, "unknown", "6d1f0a52-0000-4000-8000-000000000000")
+	_, err := running.Pods.Get(within(t, 500*time.Millisecond), plan.Pod{Namespace: ns, Name: "unknown", UID: "6d1f0a52-0000-4000-8000-000000000000"})
 	if err == nil || errors.Is(err, ErrNotFound) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("unknown pod without an API: got %v, want a deadline and no ErrNotFound", err)
 	}

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -28,9 +29,11 @@ var definitionResource = schema.GroupVersionResource{
 type Definitions struct {
 	client dynamic.NamespaceableResourceInterface
 	table  *table[plan.Definition]
+	api    *reach
+	copy   copyOnDisk
 }
 
-func newDefinitions(client dynamic.Interface, log *slog.Logger) *Definitions {
+func newDefinitions(client dynamic.Interface, api *reach, log *slog.Logger) *Definitions {
 	resource := client.Resource(definitionResource)
 	source := source{
 		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -41,7 +44,9 @@ func newDefinitions(client dynamic.Interface, log *slog.Logger) *Definitions {
 		},
 		client: client,
 	}
-	return &Definitions{client: resource, table: newTable("network attachment definitions", source, reduceDefinition, log)}
+	d := &Definitions{client: resource, table: newTable("network attachment definitions", source, reduceDefinition, log), api: api}
+	d.table.api = api
+	return d
 }
 
 func reduceDefinition(obj any) (key, plan.Definition) {
@@ -63,20 +68,33 @@ func (d *Definitions) Get(namespace, name string) (plan.Definition, bool) {
 }
 
 // Lookup returns a definition, and asks the API for one that memory does not
-// have: it may be newer than the watch. The error is ErrNotFound when there is
-// none.
+// have: it may be newer than the watch. As long as the API has not been reached
+// since the start, and cannot be asked, the copy on disk answers. The error is
+// ErrNotFound when there is none.
 func (d *Definitions) Lookup(ctx context.Context, namespace, name string) (plan.Definition, error) {
 	k := key{namespace, name}
 	if def, ok := d.table.get(k); ok {
 		return def, nil
 	}
-	obj, err := d.client.Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	copied, isCopied := d.copy.get(k)
+	if isCopied && d.api.away.Load() {
+		return copied, nil
+	}
+	var def plan.Definition
+	err := d.api.ask(ctx, func(ctx context.Context) error {
+		obj, err := d.client.Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err == nil {
+			_, def = reduceDefinition(obj)
+		}
+		return err
+	})
 	switch {
 	case apierrors.IsNotFound(err):
 		return plan.Definition{}, fmt.Errorf("NetworkAttachmentDefinition %s: %w", k, ErrNotFound)
+	case isCopied && errors.Is(err, ErrAway):
+		return copied, nil
 	case err != nil:
 		return plan.Definition{}, fmt.Errorf("NetworkAttachmentDefinition %s: ask the API server: %w", k, err)
 	}
-	_, def := reduceDefinition(obj)
 	return def, nil
 }

@@ -34,7 +34,10 @@ type Config struct {
 	NodeName string
 	// UserAgent names the program in the API server's audit log.
 	UserAgent string
-	Log       *slog.Logger
+	// DefinitionsFile is where a copy of the definitions is kept for a start
+	// without the API. Empty keeps none.
+	DefinitionsFile string
+	Log             *slog.Logger
 }
 
 // Cluster is the connection to one cluster as one node sees it.
@@ -42,6 +45,10 @@ type Cluster struct {
 	Pods        *Pods
 	Definitions *Definitions
 	Events      *Events
+
+	api *reach
+	// began is when the API was first tried.
+	began time.Time
 }
 
 // Requests per second and in one go. Starting 16 pods at once with four
@@ -91,11 +98,16 @@ func connect(conf *rest.Config, c Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{
-		Pods:        newPods(meta, c.NodeName, c.Log),
-		Definitions: newDefinitions(dyn, c.Log),
+	api := &reach{}
+	cluster := &Cluster{
+		Pods:        newPods(meta, c.NodeName, api, c.Log),
+		Definitions: newDefinitions(dyn, api, c.Log),
 		Events:      newEvents(core, c.NodeName),
-	}, nil
+		api:         api,
+		began:       time.Now(),
+	}
+	cluster.Definitions.copy.load(c.DefinitionsFile, c.Log)
+	return cluster, nil
 }
 
 func restConfig(c Config) (*rest.Config, error) {
@@ -110,15 +122,31 @@ func (c *Cluster) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.Pods.table.run(ctx) })
 	wg.Go(func() { c.Definitions.table.run(ctx) })
+	wg.Go(func() { c.Definitions.keepCopy(ctx) })
 	wg.Go(func() { c.Events.run(ctx) })
 	wg.Wait()
 	return nil
 }
 
-// Synced returns nil once the pods and definitions have been read for the
-// first time, and otherwise says what is missing and why.
+// Synced returns nil once pods can be served, and otherwise says what is
+// missing and why: the pods and definitions have been read for the first time;
+// or else the API is away, and there are the copy of the definitions and what
+// runtimes tell of their pods.
 func (c *Cluster) Synced() error {
-	return errors.Join(c.Pods.table.pending(), c.Definitions.table.pending())
+	err := errors.Join(c.Pods.table.pending(), c.Definitions.table.pending())
+	if err != nil && c.Definitions.copy.loaded() && (c.api.away.Load() || time.Since(c.began) > patience) {
+		return nil
+	}
+	return err
+}
+
+// Following says why what is in memory may be behind the API, nil while it is
+// not.
+func (c *Cluster) Following() error {
+	if c.api.away.Load() {
+		return ErrAway
+	}
+	return errors.Join(c.Pods.table.lagging(), c.Definitions.table.lagging())
 }
 
 // WaitSynced waits until Synced returns nil or ctx ends.

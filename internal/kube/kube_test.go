@@ -41,7 +41,7 @@ func podsWith(t *testing.T, get func() (*metav1.PartialObjectMetadata, error)) *
 		obj, err := get()
 		return true, obj, err
 	})
-	return newPods(client, "node", nil)
+	return newPods(client, "node", &reach{}, nil)
 }
 
 func object(uid string, annotations map[string]string) *metav1.PartialObjectMetadata {
@@ -68,7 +68,7 @@ func TestAPodInMemoryCostsNoRequest(t *testing.T) {
 	})
 	pods.appear(object(uidA, nil))
 	for _, uid := range []string{uidA, ""} {
-		if pod, err := pods.Get(t.Context(), "ns", "p", uid); err != nil || pod.UID != uidA {
+		if pod, err := pods.Get(t.Context(), plan.Pod{Namespace: "ns", Name: "p", UID: uid}); err != nil || pod.UID != uidA {
 			t.Errorf("UID %q: got %+v, %v", uid, pod, err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestAPodInMemoryCostsNoRequest(t *testing.T) {
 func TestAPodThatTheWatchDoesNotHaveIsAskedFor(t *testing.T) {
 	pods := podsWith(t, func() (*metav1.PartialObjectMetadata, error) { return object(uidB, nil), nil })
 	pods.appear(object(uidA, nil)) // the one of the same name before it
-	pod, err := pods.Get(t.Context(), "ns", "p", uidB)
+	pod, err := pods.Get(t.Context(), plan.Pod{Namespace: "ns", Name: "p", UID: uidB})
 	if err != nil || pod.UID != uidB {
 		t.Errorf("got %+v, %v, want the pod of the API", pod, err)
 	}
@@ -96,7 +96,7 @@ func TestAPodIsWaitedForWhileTheAPIIsAway(t *testing.T) {
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	pod, err := pods.Get(ctx, "ns", "p", uidA)
+	pod, err := pods.Get(ctx, plan.Pod{Namespace: "ns", Name: "p", UID: uidA})
 	if err != nil || pod.UID != uidA {
 		t.Errorf("got %+v, %v", pod, err)
 	}
@@ -106,7 +106,7 @@ func TestWaitingForAPodEndsWithTheRequest(t *testing.T) {
 	pods := podsWith(t, down)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err := pods.Get(ctx, "ns", "p", uidA)
+	_, err := pods.Get(ctx, plan.Pod{Namespace: "ns", Name: "p", UID: uidA})
 	if err == nil || errors.Is(err, ErrNotFound) || !errors.Is(err, context.DeadlineExceeded) ||
 		!strings.Contains(err.Error(), "pod ns/p (UID "+uidA+")") || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("got %v, want the pod, why it is unknown, and the deadline", err)
@@ -127,7 +127,7 @@ func TestAMirrorPodMayComeLater(t *testing.T) {
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	pod, err := pods.Get(ctx, "ns", "p", hash)
+	pod, err := pods.Get(ctx, plan.Pod{Namespace: "ns", Name: "p", UID: hash})
 	if err != nil || pod.UID != uidA {
 		t.Errorf("got %+v, %v, want the mirror with the API's UID", pod, err)
 	}
@@ -182,7 +182,7 @@ func TestWhenWaitingForAPodIsUseless(t *testing.T) {
 func TestSyncedNamesWhatIsMissing(t *testing.T) {
 	pods := podsWith(t, down)
 	definitions := &Definitions{table: newTable[plan.Definition]("network attachment definitions", source{}, reduceDefinition, nil)}
-	c := &Cluster{Pods: pods, Definitions: definitions}
+	c := &Cluster{Pods: pods, Definitions: definitions, api: &reach{}}
 	pods.table.note(t.Context(), errors.New("connection refused"))
 	err := c.Synced()
 	if err == nil || !strings.Contains(err.Error(), "pods of node node have not been read yet: connection refused") ||

@@ -356,6 +356,9 @@ func reducePDB(obj any) (key, *policyv1.PodDisruptionBudget) {
 	return key{o.Namespace, o.Name}, &policyv1.PodDisruptionBudget{ObjectMeta: reduceMeta(&o.ObjectMeta), Spec: o.Spec, Status: o.Status}
 }
 
+// appliedAnnotation is a second copy of the whole manifest, not worth keeping.
+const appliedAnnotation = "kubectl.kubernetes.io/last-applied-configuration"
+
 // reduceMeta is the metadata without the two large things in it.
 func reduceMeta(o *metav1.ObjectMeta) metav1.ObjectMeta {
 	reduced := *o

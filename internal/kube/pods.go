@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +17,7 @@ import (
 	"k8s.io/client-go/metadata"
 
 	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/status"
 )
 
 // A static pod's mirror in the API has a UID of its own. The kubelet gives the
@@ -24,8 +27,11 @@ const (
 	hashAnnotation   = "kubernetes.io/config.hash"
 )
 
-// appliedAnnotation is a second copy of the whole manifest, not worth keeping.
-const appliedAnnotation = "kubectl.kubernetes.io/last-applied-configuration"
+// keptAnnotations are all that Braid looks at. The others may be large and are
+// nobody's business here.
+var keptAnnotations = []string{
+	plan.NetworksAnnotation, plan.DefaultNetworkAnnotation, status.Annotation, mirrorAnnotation, hashAnnotation,
+}
 
 var podResource = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 
@@ -34,9 +40,10 @@ var podResource = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 type Pods struct {
 	client metadata.Getter
 	table  *table[plan.Pod]
+	api    *reach
 }
 
-func newPods(client metadata.Interface, node string, log *slog.Logger) *Pods {
+func newPods(client metadata.Interface, node string, api *reach, log *slog.Logger) *Pods {
 	resource := client.Resource(podResource)
 	here := fields.OneTermEqualSelector("spec.nodeName", node).String()
 	source := source{
@@ -50,32 +57,76 @@ func newPods(client metadata.Interface, node string, log *slog.Logger) *Pods {
 		},
 		client: client,
 	}
-	return &Pods{client: resource, table: newTable("pods of node "+node, source, reducePod, log)}
+	p := &Pods{client: resource, table: newTable("pods of node "+node, source, reducePod, log), api: api}
+	p.table.api = api
+	return p
 }
 
 func reducePod(obj any) (key, plan.Pod) {
 	o := obj.(metav1.Object) // the client decodes nothing else
-	annotations := o.GetAnnotations()
-	delete(annotations, appliedAnnotation)
 	return key{o.GetNamespace(), o.GetName()}, plan.Pod{
 		Namespace:   o.GetNamespace(),
 		Name:        o.GetName(),
 		UID:         string(o.GetUID()),
-		Annotations: annotations,
+		Annotations: keptOf(o.GetAnnotations()),
 	}
 }
 
-// Get returns the pod that the runtime calls by this UID; any pod of the name
-// when uid is empty. The UID of a static pod may be its manifest's hash, as the
-// kubelet has it; the pod that is returned carries the API's.
+// keptOf are the annotations that are kept, nil for none. Their text is copied:
+// it may be a part of something larger.
+func keptOf(all map[string]string) map[string]string {
+	var kept map[string]string
+	for _, name := range keptAnnotations {
+		value, ok := all[name]
+		if !ok {
+			continue
+		}
+		if kept == nil {
+			kept = map[string]string{}
+		}
+		kept[name] = strings.Clone(value)
+	}
+	return kept
+}
+
+// Known returns the pod if it is in memory.
+func (p *Pods) Known(namespace, name, uid string) (plan.Pod, bool) {
+	pod, ok := p.table.get(key{namespace, name})
+	return pod, ok && isPod(pod, uid)
+}
+
+// mirrorPatience is how long the mirror of a static pod is waited for that the
+// runtime has told the annotations of. The kubelet makes it at the same time,
+// except where the API refuses it.
+const mirrorPatience = 2 * time.Second
+
+// Get returns the pod that the runtime tells of, as it is in the API. What it
+// tells is a namespace, a name and mostly a UID; without one, any pod of the
+// name is meant. For a static pod the UID is its manifest's hash, as the kubelet
+// has it, and the pod that is returned carries the API's. Its annotations are
+// nil when the runtime tells nothing of them, and otherwise as old as the
+// kubelet's knowledge.
 //
 // A pod that is not known yet is asked for once and then waited for until ctx
-// ends. The error is ErrNotFound when the API said that there is none.
-func (p *Pods) Get(ctx context.Context, namespace, name, uid string) (plan.Pod, error) {
-	k := key{namespace, name}
+// ends. When the API cannot be asked, or has no mirror of a static pod yet, and
+// the runtime tells the annotations, then the pod is as told. The error is
+// ErrNotFound when the API said that there is none.
+func (p *Pods) Get(ctx context.Context, told plan.Pod) (plan.Pod, error) {
+	k, uid := key{told.Namespace, told.Name}, told.UID
 	pod, ok, changed := p.table.follow(k)
 	if ok && isPod(pod, uid) {
 		return pod, nil
+	}
+	isTold := told.Annotations != nil
+	told.Annotations = keptOf(told.Annotations)
+	if isTold && p.api.away.Load() {
+		return told, nil // the watch will find out when it is back
+	}
+	var enough <-chan time.Time
+	if isTold && !isAPIUID(uid) {
+		timer := time.NewTimer(mirrorPatience)
+		defer timer.Stop()
+		enough = timer.C
 	}
 	// The watch lags or is down: ask while waiting for it.
 	ctx, cancel := context.WithCancel(ctx)
@@ -98,10 +149,15 @@ func (p *Pods) Get(ctx context.Context, namespace, name, uid string) (plan.Pod, 
 			if a.err == nil && isPod(a.pod, uid) {
 				return a.pod, nil
 			}
+			if isTold && errors.Is(a.err, ErrAway) {
+				return told, nil
+			}
 			var final bool
 			if reason, final = judge(a, uid); final {
 				return plan.Pod{}, fmt.Errorf("pod %s (UID %s): %w", k, uid, reason)
 			}
+		case <-enough:
+			return told, nil
 		case <-ctx.Done():
 			return plan.Pod{}, fmt.Errorf("pod %s (UID %s): %w (%w)", k, uid, reason, context.Cause(ctx))
 		}
@@ -117,13 +173,15 @@ type answer struct {
 func (p *Pods) ask(ctx context.Context, k key) <-chan answer {
 	answers := make(chan answer, 1)
 	go func() {
-		obj, err := p.client.Namespace(k.namespace).Get(ctx, k.name, metav1.GetOptions{})
-		if err != nil {
-			answers <- answer{err: err}
-			return
-		}
-		_, pod := reducePod(obj)
-		answers <- answer{pod: pod}
+		var pod plan.Pod
+		err := p.api.ask(ctx, func(ctx context.Context) error {
+			obj, err := p.client.Namespace(k.namespace).Get(ctx, k.name, metav1.GetOptions{})
+			if err == nil {
+				_, pod = reducePod(obj)
+			}
+			return err
+		})
+		answers <- answer{pod, err}
 	}()
 	return answers
 }

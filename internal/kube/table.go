@@ -29,7 +29,9 @@ type table[T any] struct {
 	source source
 	// reduce keeps what is needed of an object of the watch.
 	reduce func(obj any) (key, T)
-	log    *slog.Logger
+	// api is told how the table's requests ended. It may be nil.
+	api *reach
+	log *slog.Logger
 
 	// synced is closed when the resource has been read once.
 	synced chan struct{}
@@ -111,8 +113,14 @@ func (t *table[T]) noting() cache.ListerWatcher {
 // note remembers why following the resource does not work, nil when it does.
 // Only what is new is logged.
 func (t *table[T]) note(ctx context.Context, err error) {
-	if ctx.Err() != nil || apierrors.IsNotFound(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
-		return // the end, or nothing that is wrong
+	if ctx.Err() != nil {
+		return // the end
+	}
+	if t.api != nil {
+		t.api.note(err)
+	}
+	if apierrors.IsNotFound(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // nothing that is wrong
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -140,11 +148,31 @@ func (t *table[T]) pending() error {
 	return fmt.Errorf("the %s have not been read yet", t.what)
 }
 
+// lagging says why the rows may be behind the API, nil while they follow it.
+func (t *table[T]) lagging() error {
+	if err := t.pending(); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.trouble != nil {
+		return fmt.Errorf("the %s cannot be followed: %w", t.what, t.trouble)
+	}
+	return nil
+}
+
 func (t *table[T]) get(k key) (T, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	row, ok := t.rows[k]
 	return row, ok
+}
+
+// all returns a copy of the rows.
+func (t *table[T]) all() map[key]T {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.rows)
 }
 
 // follow returns the row and a channel that is closed when any row changes
