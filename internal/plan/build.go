@@ -43,7 +43,10 @@ func Build(in Input) (Plan, error) {
 	taken := owners(p.Attachments)
 	for i, s := range selections {
 		place := i + 1
-		a, err := in.selected(place, s, fmt.Sprintf("net%d", place), taken)
+		a, err := in.selected(element{
+			Selection: s, place: place,
+			free: fmt.Sprintf("net%d", place), why: fmt.Sprintf("number %d of the networks the pod asked for", place),
+		}, taken)
 		if err != nil {
 			return Plan{}, err
 		}
@@ -80,7 +83,7 @@ func owners(list []Attachment) map[string]string {
 		switch {
 		case a.Default:
 			taken[a.IfName] = "the default network"
-		case a.Asked == nil:
+		case !a.isAsked():
 			taken[a.IfName] = "network " + a.Network + " of the conf dir"
 		default:
 			taken[a.IfName] = "network " + a.Network
@@ -89,23 +92,33 @@ func owners(list []Attachment) map[string]string {
 	return taken
 }
 
-// selected plans one element of the networks annotation. Its interface is
-// called free unless it names one itself.
-func (in Input) selected(place int, s Selection, free string, taken map[string]string) (Attachment, error) {
-	a := Attachment{Network: s.Namespace + "/" + s.Name, IfName: s.IfName, Asked: &s}
-	a.because("asked for by the pod: element %d of annotation %s", place, NetworksAnnotation)
+// element is one of the networks annotation.
+type element struct {
+	Selection
+	// place is counted from 1.
+	place int
+	// free is the interface when the element names none, and why says how it
+	// came to that.
+	free, why string
+}
+
+// selected plans one element. What others have is taken, and so is then what
+// it gets.
+func (in Input) selected(e element, taken map[string]string) (Attachment, error) {
+	a := Attachment{Network: e.Namespace + "/" + e.Name, IfName: e.IfName, Asked: &e.Selection}
+	a.because("asked for by the pod: element %d of annotation %s", e.place, NetworksAnnotation)
 	if a.IfName == "" {
-		a.IfName = free
-		a.because("interface %s: number %d of the networks the pod asked for", a.IfName, place)
+		a.IfName = e.free
+		a.because("interface %s: %s", a.IfName, e.why)
 	} else {
 		a.because("interface %s: the pod's choice", a.IfName)
 	}
 	if owner, clash := taken[a.IfName]; clash {
-		return a, about(a.Network, fmt.Errorf("element %d: interface %s already belongs to %s; choose another one with \"interface\" or @", place, a.IfName, owner))
+		return a, about(a.Network, fmt.Errorf("element %d: interface %s already belongs to %s; choose another one with \"interface\" or @", e.place, a.IfName, owner))
 	}
-	taken[a.IfName] = fmt.Sprintf("element %d (%s)", place, a.Network)
-	if err := a.configure(in, s); err != nil {
-		return a, about(a.Network, fmt.Errorf("element %d: %w", place, err))
+	taken[a.IfName] = fmt.Sprintf("element %d (%s)", e.place, a.Network)
+	if err := a.configure(in, e.Selection); err != nil {
+		return a, about(a.Network, fmt.Errorf("element %d: %w", e.place, err))
 	}
 	return a, nil
 }
