@@ -8,22 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
-
-	"braid.dev/braid/internal/kerneltest"
 )
 
 func TestFullDiskIsAnErrorUntilThereIsSpaceAgain(t *testing.T) {
-	kerneltest.Need(t, kerneltest.NetNS) // it is root that may mount
-	dir := t.TempDir()
-	must(t, unix.Mount("braid-test", dir, "tmpfs", 0, "size=512k"))
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	ctx := context.Background()
+	dir, ctx := mountTmpfs(t, "512k"), context.Background()
 	s := open(t, dir)
 	must(t, s.Begin(ctx, []Record{record("first", "eth0", 0)}))
 	ballast := filepath.Join(dir, "ballast")

@@ -20,7 +20,9 @@ type Sandbox struct {
 	IfName string   `json:"ifName"`
 	NetNS  string   `json:"netns"`
 	NSID   netns.ID `json:"nsID"`
-	Args   string   `json:"args,omitempty"`
+	// Boot is the kernel's boot ID at ADD. No namespace outlives its boot.
+	Boot string `json:"boot,omitempty"`
+	Args string `json:"args,omitempty"`
 	// Path is the CNI_PATH of the request.
 	Path string `json:"path,omitempty"`
 	// Network is the name of the configuration that the runtime sent. Its GC
@@ -42,6 +44,9 @@ type Record struct {
 	// the NPWG Device Information Specification 1.1.0, section 3. Empty without
 	// a device.
 	DeviceInfo json.RawMessage `json:"deviceInfo,omitempty"`
+	// Rebuilt says that the record was lost, and made again from what the node
+	// and the cluster knew later. Its result is what the kernel showed then.
+	Rebuilt bool `json:"rebuilt,omitempty"`
 	// FailedDels is how many attempts to take the attachment down have failed
 	// while it was an intent.
 	FailedDels int `json:"failedDels,omitempty"`

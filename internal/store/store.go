@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -30,6 +29,8 @@ var (
 	bucketQuarantine  = []byte("quarantine")
 	keyVersion        = []byte("version")
 	keyProbe          = []byte("probe")
+	// keyMissing is there until Rebuilt.
+	keyMissing = []byte("missing")
 )
 
 // version is the layout of the buckets. A daemon refuses a store that a later
@@ -39,14 +40,15 @@ const version = "1"
 // Store is the open database. All methods may be called concurrently.
 type Store struct {
 	path string
-	db   *bbolt.DB
+	file file
 
 	writes chan write
 	closed chan struct{} // closed by Close: no more writes are taken
 	done   chan struct{} // closed by the writer when it has ended
 
-	mu   sync.Mutex
-	last error // outcome of the last commit
+	mu    sync.Mutex
+	last  error   // outcome of the last commit
+	aside []Aside // files that could not be read
 }
 
 // write is one change that waits for the next commit.
@@ -61,8 +63,10 @@ const lockWait = 5 * time.Second
 
 // Open opens or creates the store, a file with its directory. While another
 // process has it open it waits, for 5 seconds at most, or until the deadline of
-// ctx. Records that cannot be read are set aside, see DamagedError; a file that
-// is no store of this version at all is an error, and stays as it is.
+// ctx. Records that cannot be read are set aside, see DamagedError. So is a file
+// that is no store of this version at all: what can be read of it is carried
+// over into a new one, see Aside and Missing. A file that can be read but not
+// written is opened to be read, see Healthy.
 func Open(ctx context.Context, path string) (*Store, error) {
 	wait := lockWait
 	if deadline, ok := ctx.Deadline(); ok {
@@ -78,20 +82,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		closed: make(chan struct{}),
 		done:   make(chan struct{}),
 	}
-	err := guard(func() (err error) {
-		s.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-			Timeout:      wait,
-			FreelistType: bbolt.FreelistMapType,
-		})
-		if err != nil {
-			return err
-		}
-		return s.db.Update(prepare)
-	})
-	if err != nil {
-		if s.db != nil {
-			err = errors.Join(err, guard(s.db.Close))
-		}
+	if err := s.open(wait); err != nil {
 		if errors.Is(err, berrors.ErrTimeout) {
 			err = ErrLocked
 		}
@@ -111,11 +102,11 @@ func prepare(tx *bbolt.Tx) error {
 	meta := tx.Bucket(bucketMeta)
 	switch v := meta.Get(keyVersion); {
 	case v == nil:
-		if err := meta.Put(keyVersion, []byte(version)); err != nil {
+		if err := errors.Join(meta.Put(keyVersion, []byte(version)), meta.Put(keyMissing, []byte{1})); err != nil {
 			return err
 		}
 	case string(v) != version:
-		return fmt.Errorf("it has layout version %q, this version of Braid knows %s", v, version)
+		return &foreignError{fmt.Errorf("it has layout version %q, this version of Braid knows %s", v, version)}
 	}
 	_, damaged := collect(tx, nil)
 	return quarantine(tx, damaged)
@@ -134,7 +125,7 @@ func (s *Store) Close() error {
 	}
 	s.mu.Unlock()
 	<-s.done
-	return guard(s.db.Close)
+	return s.file.close()
 }
 
 // Begin stores records, all of them or none. It is durable when it returns
@@ -241,12 +232,10 @@ func (s *Store) All() ([]Record, error) { return s.read(nil) }
 func (s *Store) read(prefix []byte) ([]Record, error) {
 	var records []Record
 	var found, earlier []damagedRecord
-	err := guard(func() error {
-		return s.db.View(func(tx *bbolt.Tx) error {
-			records, found = collect(tx, prefix)
-			earlier = quarantined(tx, prefix)
-			return nil
-		})
+	err := s.view(func(tx *bbolt.Tx) error {
+		records, found = collect(tx, prefix)
+		earlier = quarantined(tx, prefix)
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read store %s: %w", s.path, err)
@@ -257,6 +246,26 @@ func (s *Store) read(prefix []byte) ([]Record, error) {
 		_ = s.write(context.Background(), func(tx *bbolt.Tx) error { return quarantine(tx, found) })
 	}
 	return records, damage(append(found, earlier...))
+}
+
+// Missing reports that there may be attachments which the store does not know:
+// it began empty, for the first time or because its file could not be read. It
+// stays so, across restarts, until Rebuilt is called.
+func (s *Store) Missing() (bool, error) {
+	missing := false
+	err := s.view(func(tx *bbolt.Tx) error {
+		missing = tx.Bucket(bucketMeta).Get(keyMissing) != nil
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("read store %s: %w", s.path, err)
+	}
+	return missing, nil
+}
+
+// Rebuilt notes that everything that was missing has been looked for.
+func (s *Store) Rebuilt(ctx context.Context) error {
+	return s.write(ctx, func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Delete(keyMissing) })
 }
 
 // Healthy reports why records cannot be written at the moment, nil when they
@@ -347,15 +356,13 @@ func (s *Store) group(first write) []write {
 }
 
 func (s *Store) commit(ws []write) {
-	err := guard(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error {
-			for _, w := range ws {
-				if err := w.apply(tx); err != nil {
-					return err
-				}
+	err := s.update(func(tx *bbolt.Tx) error {
+		for _, w := range ws {
+			if err := w.apply(tx); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 	s.mu.Lock()
 	s.last = err
@@ -363,18 +370,6 @@ func (s *Store) commit(ws []write) {
 	for _, w := range ws {
 		w.done <- err
 	}
-}
-
-// guard turns a panic of bbolt on a damaged page, and a fault on a file that
-// was truncated under its mapping, into an error.
-func guard(fn func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("the file is damaged (%v); move it away and let the runtime delete the node's pods, or restore it", r)
-		}
-	}()
-	return fn()
 }
 
 // collect reads the records below prefix.

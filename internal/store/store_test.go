@@ -212,47 +212,6 @@ func TestDamagedKeyIsSetAside(t *testing.T) {
 	}
 }
 
-func TestForeignFileIsRefusedAndKept(t *testing.T) {
-	whole := t.TempDir()
-	must(t, open(t, whole).Close())
-	db, err := os.ReadFile(filepath.Join(whole, FileName))
-	must(t, err)
-	for name, content := range map[string][]byte{
-		"text":      []byte("hello, I am no database\n"),
-		"zeros":     make([]byte, len(db)),
-		"cut":       db[:len(db)/2],
-		"one page":  db[:os.Getpagesize()],
-		"overgrown": append(append([]byte(nil), db[:2*os.Getpagesize()]...), []byte(strings.Repeat("x", len(db)))...),
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			path := filepath.Join(dir, FileName)
-			must(t, os.WriteFile(path, content, 0o600))
-			s, err := Open(context.Background(), filepath.Join(dir, FileName))
-			if err == nil {
-				s.Close()
-				t.Fatal("it was opened")
-			}
-			if !strings.Contains(err.Error(), path) {
-				t.Errorf("the error does not name the file: %v", err)
-			}
-			if _, err := os.Stat(path); err != nil {
-				t.Errorf("the file was removed: %v", err)
-			}
-		})
-	}
-}
-
-func TestLaterLayoutIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	must(t, open(t, dir).Close())
-	tamper(t, dir, func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyVersion, []byte("2")) })
-	if s, err := Open(context.Background(), filepath.Join(dir, FileName)); err == nil {
-		s.Close()
-		t.Error("a store of a later version was opened")
-	}
-}
-
 func TestParallelWritersAreAllStored(t *testing.T) {
 	s, ctx := open(t, t.TempDir()), context.Background()
 	const n = 64
