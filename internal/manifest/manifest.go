@@ -237,7 +237,10 @@ func (s *Set) addDefinition(o object) error {
 		s.definitions = map[[2]string]plan.Definition{}
 	}
 	namespace := s.namespaceOf(o.Metadata)
-	s.definitions[[2]string{namespace, o.Metadata.Name}] = plan.Definition{Namespace: namespace, Name: o.Metadata.Name, Config: spec.Config}
+	s.definitions[[2]string{namespace, o.Metadata.Name}] = plan.Definition{
+		Namespace: namespace, Name: o.Metadata.Name, Config: spec.Config,
+		ResourceName: o.Metadata.Annotations[plan.ResourceAnnotation],
+	}
 	return nil
 }
 

@@ -79,7 +79,7 @@ items:
 - kind: Pod
   metadata: {name: listed}
 - kind: NetworkAttachmentDefinition
-  metadata: {name: net}
+  metadata: {name: net, annotations: {k8s.v1.cni.cncf.io/resourceName: vendor.example/nic}}
   spec: {config: '{"type": "x"}'}
 `
 
@@ -103,7 +103,7 @@ func TestEverythingThatBecomesPodsIsRead(t *testing.T) {
 	if diff := cmp.Diff(want, s.text()); diff != "" {
 		t.Error(diff)
 	}
-	if d, ok := s.Definition("ns", "net"); !ok || d.Config != `{"type": "x"}` {
+	if d, ok := s.Definition("ns", "net"); !ok || d.Config != `{"type": "x"}` || d.ResourceName != "vendor.example/nic" {
 		t.Errorf("definition %+v, %v", d, ok)
 	}
 	if _, ok := s.Definition("default", "net"); ok {

@@ -52,6 +52,9 @@ func Build(in Input) (Plan, error) {
 		}
 		p.Attachments = append(p.Attachments, a)
 	}
+	if err := assignDevices(in, nil, p.Attachments); err != nil {
+		return Plan{}, err
+	}
 	for i := range p.Attachments {
 		p.Attachments[i].foresee()
 	}
@@ -147,7 +150,7 @@ func defaultAttachment(in Input) (Attachment, error) {
 		}
 		return a, nil
 	}
-	selections, err := ParseNetworks(annotation)
+	selections, err := parseSelections(annotation)
 	if err == nil && len(selections) != 1 {
 		err = fmt.Errorf("exactly one network is wanted, not %d", len(selections))
 	}
@@ -231,6 +234,7 @@ func (a *Attachment) find(in Input, s Selection) (Network, error) {
 	if !ok {
 		return Network{}, later("there is no NetworkAttachmentDefinition %q in namespace %q", s.Name, s.Namespace)
 	}
+	a.Device.Resource = strings.TrimSpace(d.ResourceName)
 	if strings.TrimSpace(d.Config) != "" {
 		n, err := ParseNetwork([]byte(d.Config), s.Name)
 		if err != nil {
@@ -292,7 +296,14 @@ const (
 var argsIPAM = []string{static, hostLocal, "whereabouts"}
 
 // argsMAC are the plugins that read CNI_ARGS MAC without the capability mac.
-var argsMAC = []string{"bridge", "macvlan", "tap", "tuning", "sriov", "ovs"}
+var argsMAC = []string{
+	"bridge", "macvlan", "tap", "tuning", "sriov", "ovs",
+	"macvtap", "accelerated-bridge", "cnv-bridge", "cnv-tuning",
+}
+
+// annotationReaders are plugins whose controllers read addresses and hardware
+// address from the pod's annotation themselves.
+var annotationReaders = []string{"ovn-k8s-cni-overlay"}
 
 // ask passes what the pod asks for to the plugins: as runtimeConfig to those
 // that declare the capability and, for addresses, in the older ways to those
@@ -308,6 +319,8 @@ func (a *Attachment) ask(s Selection) error {
 	if err := a.askMAC(s.MAC); err != nil {
 		return err
 	}
+	a.askDevice(s.DeviceID)
+	a.askClaim(s.IPAMClaim)
 	for _, r := range []struct {
 		key, capability string
 		asked           bool
@@ -316,7 +329,7 @@ func (a *Attachment) ask(s Selection) error {
 		{"portMappings", "portMappings", len(s.PortMappings) > 0, s.PortMappings},
 		{"bandwidth", "bandwidth", s.Bandwidth != nil, s.Bandwidth},
 		{"infiniband-guid", "infinibandGUID", s.InfinibandGUID != "", s.InfinibandGUID},
-		{"deviceID", "deviceID", s.DeviceID != "", s.DeviceID},
+		{"deviceID", deviceCapability, s.DeviceID != "" && a.Device.Resource == "", s.DeviceID},
 	} {
 		if !r.asked {
 			continue
@@ -340,6 +353,10 @@ func (a *Attachment) askIPs(ips []string) error {
 	declared := a.declares("ips")
 	known := func(p Plugin) bool { return slices.Contains(argsIPAM, p.IPAM) }
 	listens := slices.ContainsFunc(a.Config.Plugins, known)
+	if !declared && !listens && a.isRead() {
+		a.because("addresses %s: the pod's choice, read from its annotation by the network itself", strings.Join(ips, ", "))
+		return nil
+	}
 	if !declared && !listens {
 		return fmt.Errorf("ips: no plugin of the network declares the capability \"ips\" or has an ipam of type %s", strings.Join(argsIPAM, ", "))
 	}
@@ -366,6 +383,11 @@ func (a *Attachment) askIPs(ips []string) error {
 	return nil
 }
 
+// isRead tells whether the network reads the pod's annotation itself.
+func (a *Attachment) isRead() bool {
+	return slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return slices.Contains(annotationReaders, p.Type) })
+}
+
 func (a *Attachment) askMAC(mac string) error {
 	if mac == "" {
 		return nil
@@ -373,6 +395,10 @@ func (a *Attachment) askMAC(mac string) error {
 	a.MAC = mac
 	declared := a.declares("mac")
 	listens := slices.ContainsFunc(a.Config.Plugins, func(p Plugin) bool { return slices.Contains(argsMAC, p.Type) })
+	if !declared && !listens && a.isRead() {
+		a.because("hardware address %s: the pod's choice, read from its annotation by the network itself", mac)
+		return nil
+	}
 	if !declared && !listens {
 		return fmt.Errorf("mac: no plugin of the network declares the capability \"mac\" or is of type %s", strings.Join(argsMAC, ", "))
 	}
@@ -389,6 +415,22 @@ func (a *Attachment) askMAC(mac string) error {
 	}
 	a.because("hardware address %s: the pod's choice, passed as %s", mac, strings.Join(ways, " and "))
 	return nil
+}
+
+// askDevice notes the device that the pod names. Of a network with a resource
+// it is passed like one that the pod does not name.
+func (a *Attachment) askDevice(id string) {
+	a.Device.ID = id
+}
+
+// askClaim notes the IPAMClaim. The specification defines no way to pass it to
+// a plugin: one that honours claims reads it from the pod's annotation.
+func (a *Attachment) askClaim(name string) {
+	if name == "" {
+		return
+	}
+	a.IPAMClaim = name
+	a.because("addresses: kept in IPAMClaim %s of the pod's namespace, by plugins that know of claims", name)
 }
 
 // askCNIArgs makes args the args.cni of every plugin, the pod's value before
@@ -410,18 +452,22 @@ func (a *Attachment) askCNIArgs(args map[string]json.RawMessage) error {
 
 // setArgs writes values below args.cni of the plugins that match.
 func (a *Attachment) setArgs(match func(Plugin) bool, values map[string]any) error {
-	// The network may be shared with other plans, so its chain is not changed
-	// in place.
+	return a.rewrite(func(p Plugin) (json.RawMessage, error) {
+		if !match(p) {
+			return p.Conf, nil
+		}
+		return withArgs(p.Conf, values)
+	})
+}
+
+// rewrite changes the configurations of the plugins. The network may be shared
+// with other plans, so its chain is not changed in place.
+func (a *Attachment) rewrite(change func(Plugin) (json.RawMessage, error)) (err error) {
 	a.Config.Plugins = slices.Clone(a.Config.Plugins)
 	for i, p := range a.Config.Plugins {
-		if !match(p) {
-			continue
-		}
-		conf, err := withArgs(p.Conf, values)
-		if err != nil {
+		if a.Config.Plugins[i].Conf, err = change(p); err != nil {
 			return fmt.Errorf("plugin %s: %w", p.Type, err)
 		}
-		a.Config.Plugins[i].Conf = conf
 	}
 	return nil
 }
@@ -437,14 +483,16 @@ func withArgs(conf json.RawMessage, values map[string]any) (json.RawMessage, err
 	if err != nil {
 		return nil, fmt.Errorf("args: %w", err)
 	}
+	var set []member
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		value, err := json.Marshal(values[key])
 		if err != nil {
 			return nil, err
 		}
-		if cni, err = setMember(cni, key, value); err != nil {
-			return nil, err
-		}
+		set = append(set, member{key: key, value: value})
+	}
+	if cni, err = setMembers(cni, set); err != nil {
+		return nil, fmt.Errorf("args: cni: %w", err)
 	}
 	if args, err = setMember(args, "cni", cni); err != nil {
 		return nil, err

@@ -77,6 +77,15 @@ type manifest struct {
 	Spec struct{ Config string }
 }
 
+// deviceList holds the devices of one resource that the kubelet gave to a pod.
+func deviceList(resource string, ids []string) []plan.Device {
+	var list []plan.Device
+	for _, id := range ids {
+		list = append(list, plan.Device{Resource: resource, ID: id})
+	}
+	return list
+}
+
 func plans(t *testing.T, files []txtar.File) string {
 	t.Helper()
 	in := plan.Input{IfName: "eth0"}
@@ -85,6 +94,7 @@ func plans(t *testing.T, files []txtar.File) string {
 	conf := map[string]plan.Network{}
 	var pods []plan.Pod
 	read := map[string][]byte{}
+	var devices map[string]map[string][]string // by pod and resource
 	for _, f := range files {
 		switch {
 		case f.Name == "default.conflist":
@@ -95,6 +105,11 @@ func plans(t *testing.T, files []txtar.File) string {
 			}
 		case f.Name == "isolation":
 			in.Isolation = plan.Isolation{On: true, Global: strings.Fields(string(f.Data))}
+		case f.Name == "devices.json":
+			if err := json.Unmarshal(f.Data, &devices); err != nil {
+				t.Fatal(err)
+			}
+			in.ContainerID, in.DeviceInfoDir = "c1", "/devinfo"
 		case strings.HasPrefix(f.Name, "root/"):
 			read[strings.TrimPrefix(f.Name, "root")] = f.Data
 			in.SubnetFile = func(path string) ([]byte, error) {
@@ -123,7 +138,10 @@ func plans(t *testing.T, files []txtar.File) string {
 				if m.Kind == "Pod" {
 					pods = append(pods, plan.Pod{Namespace: m.Metadata.Namespace, Name: m.Metadata.Name, Annotations: m.Metadata.Annotations})
 				} else {
-					definitions[m.Metadata.Namespace+"/"+m.Metadata.Name] = plan.Definition{Namespace: m.Metadata.Namespace, Name: m.Metadata.Name, Config: m.Spec.Config}
+					definitions[m.Metadata.Namespace+"/"+m.Metadata.Name] = plan.Definition{
+						Namespace: m.Metadata.Namespace, Name: m.Metadata.Name, Config: m.Spec.Config,
+						ResourceName: m.Metadata.Annotations[plan.ResourceAnnotation],
+					}
 				}
 			}
 		default:
@@ -141,6 +159,11 @@ func plans(t *testing.T, files []txtar.File) string {
 	var b strings.Builder
 	for _, pod := range pods {
 		in.Pod = pod
+		if devices != nil {
+			in.Devices = func(resource string) ([]plan.Device, error) {
+				return deviceList(resource, devices[pod.Name][resource]), nil
+			}
+		}
 		fmt.Fprintf(&b, "pod %s/%s\n", pod.Namespace, pod.Name)
 		p, err := plan.Build(in)
 		if err != nil {
@@ -187,6 +210,15 @@ func writeAttachment(t *testing.T, b *strings.Builder, a plan.Attachment) {
 	}
 	if a.CNIArgs != "" {
 		fmt.Fprintf(b, "    CNI_ARGS %s\n", a.CNIArgs)
+	}
+	if a.IPAMClaim != "" {
+		fmt.Fprintf(b, "    claim %s\n", a.IPAMClaim)
+	}
+	if a.Device != (plan.Device{}) {
+		fmt.Fprintf(b, "    device %q of %q\n", a.Device.ID, a.Device.Resource)
+	}
+	if a.DeviceInfoFile != "" {
+		fmt.Fprintf(b, "    device information %s\n", a.DeviceInfoFile)
 	}
 	for _, r := range a.Reasons {
 		fmt.Fprintf(b, "    - %s\n", r)

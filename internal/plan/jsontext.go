@@ -87,36 +87,51 @@ func lookup(ms []member, key string) (json.RawMessage, bool) {
 	return nil, false
 }
 
-// setMember returns object with key set to value and every other byte as it
-// was. It never writes into object.
+// setMember is setMembers for one key.
 func setMember(object []byte, key string, value []byte) ([]byte, error) {
+	return setMembers(object, []member{{key: key, value: value}})
+}
+
+// setMembers returns object with the keys of set, each once, set to their
+// values and every other byte as it was. It never writes into object.
+func setMembers(object []byte, set []member) ([]byte, error) {
 	ms, err := members(object)
 	if err != nil {
 		return nil, err
 	}
-	for i := len(ms) - 1; i >= 0; i-- {
-		if ms[i].key == key {
-			return splice(object, ms[i].start, ms[i].end, value), nil
+	last := map[string]int{} // the one that counts of a key that is written twice
+	for i, m := range ms {
+		last[m.key] = i
+	}
+	replace := map[int]json.RawMessage{}
+	var added []byte
+	for _, m := range set {
+		if i, there := last[m.key]; there {
+			replace[i] = m.value
+			continue
+		}
+		quoted, err := json.Marshal(m.key)
+		if err != nil {
+			return nil, err
+		}
+		added = append(append(append(append(added, ','), quoted...), ':'), m.value...)
+	}
+	at := bytes.LastIndexByte(object, '}')
+	if len(ms) == 0 {
+		added = bytes.TrimPrefix(added, []byte{','})
+	} else {
+		at = ms[len(ms)-1].end
+	}
+	out := make([]byte, 0, len(object)+len(added))
+	from := 0
+	for i, m := range ms {
+		if value, ok := replace[i]; ok {
+			out = append(append(out, object[from:m.start]...), value...)
+			from = m.end
 		}
 	}
-	quoted, err := json.Marshal(key)
-	if err != nil {
-		return nil, err
-	}
-	text := append(append(quoted, ':'), value...)
-	if len(ms) == 0 {
-		at := bytes.LastIndexByte(object, '}')
-		return splice(object, at, at, text), nil
-	}
-	at := ms[len(ms)-1].end
-	return splice(object, at, at, append([]byte{','}, text...)), nil
-}
-
-func splice(text []byte, start, end int, insert []byte) []byte {
-	out := make([]byte, 0, len(text)-(end-start)+len(insert))
-	out = append(out, text[:start]...)
-	out = append(out, insert...)
-	return append(out, text[end:]...)
+	out = append(append(out, object[from:at]...), added...)
+	return append(out, object[at:]...), nil
 }
 
 // atOffset adds the place to an error of encoding/json.

@@ -56,6 +56,9 @@ type Selection struct {
 	PortMappings []PortMapping              `json:"portMappings,omitempty"`
 	Bandwidth    *Bandwidth                 `json:"bandwidth,omitempty"`
 	DeviceID     string                     `json:"deviceID,omitempty"`
+	// IPAMClaim is the IPAMClaim in the pod's namespace that keeps the
+	// addresses of this attachment.
+	IPAMClaim string `json:"ipam-claim-reference,omitempty"`
 	// DefaultRoute is nil when the pod does not ask, which is not the same as
 	// asking without a gateway.
 	DefaultRoute *RouteClaim `json:"default-route,omitempty"`
@@ -87,7 +90,27 @@ type Bandwidth struct {
 // One invalid element makes the whole value invalid. The specification then
 // has it ignored; Braid refuses the pod instead, as a pod that lacks a network
 // it asked for is worse than one that does not start.
+//
+// An element with addresses of its own and an IPAMClaim is invalid, as the
+// claim decides the addresses (section 4.1.2).
 func ParseNetworks(annotation string) ([]Selection, error) {
+	selections, err := parseSelections(annotation)
+	if err != nil {
+		return nil, err
+	}
+	for i, s := range selections {
+		if s.IPAMClaim != "" && len(s.IPs) > 0 {
+			return nil, fmt.Errorf("element %d: ipam-claim-reference and ips exclude each other: the claim holds the addresses", i+1)
+		}
+	}
+	return selections, nil
+}
+
+// parseSelections reads what ParseNetworks does. The annotation of the default
+// network has the same form, but is Multus' own: there the webhooks of
+// OVN-Kubernetes and KubeVirt write both a claim and the addresses it is to
+// begin with.
+func parseSelections(annotation string) ([]Selection, error) {
 	if annotation == "" {
 		return nil, nil
 	}
@@ -161,9 +184,9 @@ var elementKeys = map[string]func(s *Selection, value json.RawMessage) error{
 	"cni-args":             readCNIArgs,
 	"portMappings":         readPortMappings,
 	"bandwidth":            readBandwidth,
-	"deviceID":             func(s *Selection, v json.RawMessage) error { return readText(v, &s.DeviceID) },
+	"deviceID":             readDevice,
 	"default-route":        readDefaultRoute,
-	"ipam-claim-reference": unsupported,
+	"ipam-claim-reference": readClaim,
 }
 
 // parseElement reads one network selection element. A key with a period is
@@ -207,10 +230,6 @@ func suggestion(key string) string {
 		}
 	}
 	return ""
-}
-
-func unsupported(*Selection, json.RawMessage) error {
-	return fmt.Errorf("not supported yet")
 }
 
 func readText(value json.RawMessage, to *string) (err error) {
@@ -308,6 +327,28 @@ func hardware(value json.RawMessage, size int, example string) (string, error) {
 		return "", fmt.Errorf("%s: no address of %d bytes, such as %s", quote(s), size, example)
 	}
 	return hw.String(), nil
+}
+
+// readDevice reads the name of a device, which the device's plugin chose.
+func readDevice(s *Selection, value json.RawMessage) (err error) {
+	const most = 253 // that of every name in Kubernetes
+	if err := readText(value, &s.DeviceID); err != nil {
+		return err
+	}
+	if len(s.DeviceID) > most || strings.ContainsFunc(s.DeviceID, notInName) {
+		return fmt.Errorf("%s is no name of a device, such as 0000:03:02.3", quote(s.DeviceID))
+	}
+	return nil
+}
+
+func readClaim(s *Selection, value json.RawMessage) error {
+	if err := readText(value, &s.IPAMClaim); err != nil || s.IPAMClaim == "" {
+		return err
+	}
+	if !objectName(s.IPAMClaim) {
+		return fmt.Errorf("%s is no name of an IPAMClaim (lower-case letters, digits, '-' and '.')", quote(s.IPAMClaim))
+	}
+	return nil
 }
 
 func readCNIArgs(s *Selection, value json.RawMessage) error {
@@ -414,11 +455,13 @@ func namespaceName(name string) (string, error) {
 	return name, nil
 }
 
+func objectName(name string) bool { return len(name) <= 253 && dnsName.MatchString(name) }
+
 func definitionName(name string) error {
 	if name == "" {
 		return fmt.Errorf("the name of the network is missing")
 	}
-	if len(name) > 253 || !dnsName.MatchString(name) {
+	if !objectName(name) {
 		return fmt.Errorf("%s is no name of a network (lower-case letters, digits, '-' and '.')", quote(name))
 	}
 	return nil
