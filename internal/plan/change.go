@@ -51,8 +51,13 @@ func ChangeOf(in Input, has []Attachment) (Change, error) {
 		if why := m.changed[e.place-1]; why != "" {
 			a.because("attached anew: %s", why)
 		}
-		a.foresee()
 		c.Add = append(c.Add, a)
+	}
+	if err := assignDevices(in, c.Keep, c.Add); err != nil {
+		return Change{}, err
+	}
+	for i := range c.Add {
+		c.Add[i].foresee()
 	}
 	for _, a := range slices.Concat(c.Add, c.Remove) {
 		if a.Claim != nil {

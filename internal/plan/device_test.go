@@ -1,0 +1,109 @@
+package plan_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"braid.dev/braid/internal/plan"
+)
+
+const resource = "vendor.example/nic"
+
+// onDevices is a pod whose networks are all made of devices of one resource, of
+// which it has those of ids.
+func onDevices(networks string, ids ...string) plan.Input {
+	in := input(networks)
+	in.Definition = func(namespace, name string) (plan.Definition, bool) {
+		return plan.Definition{Namespace: namespace, Name: name, Config: `{"cniVersion": "1.0.0", "type": "sriov"}`, ResourceName: resource}, true
+	}
+	in.Devices = func(name string) ([]plan.Device, error) { return deviceList(name, ids), nil }
+	return in
+}
+
+func devicesOf(list []plan.Attachment) string {
+	var out []string
+	for _, a := range list {
+		out = append(out, a.IfName+"="+a.Device.ID)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestDevicesAreGivenOutTheSameWayAgain(t *testing.T) {
+	in := onDevices(`[{"name": "a"}, {"name": "b", "deviceID": "v1"}, {"name": "a"}]`, "v1", "v2", "v3", "v4")
+	for range 3 {
+		p, err := plan.Build(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have, want := devicesOf(p.Attachments[1:]), "net1=v2 net2=v1 net3=v3"; have != want {
+			t.Errorf("have %s, want %s", have, want)
+		}
+	}
+}
+
+func TestAKubeletThatDoesNotAnswerIsAskedAgainLater(t *testing.T) {
+	in := onDevices("a")
+	broken := errors.New("connection refused")
+	in.Devices = func(string) ([]plan.Device, error) { return nil, broken }
+	_, err := plan.Build(in)
+	var e *plan.Error
+	if !errors.As(err, &e) || e.Code != types.ErrTryAgainLater || !errors.Is(err, broken) || e.Network != "default/a" {
+		t.Errorf("got %v, want code 11 and the cause", err)
+	}
+}
+
+func TestTheKubeletIsAskedOncePerResourceAndNotWithoutOne(t *testing.T) {
+	asked := 0
+	in := onDevices("a,b,c")
+	in.Devices = func(name string) ([]plan.Device, error) {
+		asked++
+		return deviceList(name, []string{"v1", "v2", "v3"}), nil
+	}
+	if _, err := plan.Build(in); err != nil || asked != 1 {
+		t.Errorf("asked %d times for three networks, %v", asked, err)
+	}
+	in = input("a")
+	in.Devices = func(string) ([]plan.Device, error) { return nil, errors.New("must not be asked") }
+	if _, err := plan.Build(in); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPreviewLeavesTheDeviceOpen(t *testing.T) {
+	in := onDevices("a,b")
+	in.Devices = nil
+	p, err := plan.Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range p.Attachments[1:] {
+		if a.Device != (plan.Device{Resource: resource}) || !strings.Contains(strings.Join(a.Reasons, "\n"), "the node knows which") ||
+			strings.Contains(string(a.Config.Plugins[0].Conf), "deviceID") {
+			t.Errorf("%+v", a)
+		}
+	}
+}
+
+// TestAnEditGivesOutTheDevicesThatAreLeft: what stays keeps its device, what
+// goes gives it back, and an edit that asks for more than there is changes
+// nothing.
+func TestAnEditGivesOutTheDevicesThatAreLeft(t *testing.T) {
+	p, err := plan.Build(onDevices("a,b", "v1", "v2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := plan.ChangeOf(onDevices("b,c", "v1", "v2"), p.Attachments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have := fmt.Sprintf("keep %s, remove %s, add %s", devicesOf(c.Keep[1:]), devicesOf(c.Remove), devicesOf(c.Add)); have != "keep net2=v2, remove net1=v1, add net1=v1" {
+		t.Error(have)
+	}
+	if c, err = plan.ChangeOf(onDevices("a,b,c", "v1", "v2"), p.Attachments); err == nil || !strings.Contains(err.Error(), "the pod has 2 devices") || len(c.Add) != 0 {
+		t.Errorf("a third network on two devices: %+v, %v", c, err)
+	}
+}
