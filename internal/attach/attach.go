@@ -44,6 +44,8 @@ type Attacher struct {
 	// IPAM serves address delegates in process.
 	IPAM  map[string]ipam.Plugin
 	Store Store
+	// DeviceInfo may be nil if no plan has a device information file.
+	DeviceInfo DeviceInfo
 	// BinDirs are searched for programs after the CNI_PATH of the request.
 	BinDirs []string
 	// PluginTimeout bounds each run of a program, 0 means only the request's
@@ -59,8 +61,11 @@ type Attacher struct {
 type Attached struct {
 	plan.Attachment
 	Result *current.Result
-	// Notes say what became of its routes, where that was not its own choice.
-	// An Add that answers with stored results has none.
+	// DeviceInfo is what is known of its device, nil if nothing is.
+	DeviceInfo json.RawMessage
+	// Notes say what became of its routes, where that was not its own choice,
+	// and what else did not go as expected. An Add that answers with stored
+	// results has none.
 	Notes []string
 }
 
@@ -136,7 +141,7 @@ func stored(records []store.Record) ([]Attached, error) {
 		if err != nil {
 			return nil, fmt.Errorf("attachment %s: %w", r.Attachment.IfName, err)
 		}
-		done[i] = Attached{Attachment: r.Attachment, Result: result}
+		done[i] = Attached{Attachment: r.Attachment, Result: result, DeviceInfo: r.DeviceInfo}
 	}
 	return done, nil
 }
@@ -224,7 +229,7 @@ type progress struct {
 func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) error {
 	var writes errgroup.Group
 	keep := func(i int) {
-		key, made := pr.records[i].Key(), store.Made{Result: pr.records[i].Result}
+		key, made := pr.records[i].Key(), store.Made{Result: pr.records[i].Result, DeviceInfo: pr.records[i].DeviceInfo}
 		writes.Go(func() error { return a.Store.Attached(ctx, key, made) })
 	}
 	decide := reach.NS != nil && routesMatter(pr.attachments())
@@ -239,7 +244,8 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 			pr.touched = touched
 			return errors.Join(err, writes.Wait())
 		}
-		pr.done = append(pr.done, Attached{Attachment: c.record.Attachment, Result: result})
+		pr.done = append(pr.done, c.attached(result))
+		pr.records[i].DeviceInfo = pr.done[i].DeviceInfo
 		if decide {
 			lifted, err := liftDefaults(reach.NS)
 			if err != nil {
@@ -285,7 +291,7 @@ func (pr *progress) settle(brought [][]rtnl.Route, ns *netns.NS, keep func(i int
 		return err
 	}
 	for i := range pr.done {
-		pr.done[i].Notes = s.notes[i]
+		pr.done[i].Notes = append(pr.done[i].Notes, s.notes[i]...)
 		if pr.done[i].Result == s.results[i] {
 			continue
 		}
@@ -391,7 +397,7 @@ func (a *Attacher) Del(ctx context.Context, containerID, ifName string, reach Re
 	for i := len(records) - 1; i >= 0; i-- {
 		err := a.delOne(ctx, records[i], reach)
 		if onlyStubborn(err) && records[i].FailedDels > 0 {
-			d.GaveUp, err = append(d.GaveUp, err), nil
+			d.GaveUp, err = append(d.GaveUp, err), chain{a, records[i], reach}.removeInfo()
 		}
 		if err != nil {
 			errs = append(errs, err, a.noteFailure(ctx, records[i]))

@@ -327,6 +327,7 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 		"plain":  planOf(network("eth0", "one+")),
 		"mixed":  planOf(network("eth0", "one+", "foreign"), network("net1", "two+"), network("net2", "foreign", "one+")),
 		"broken": planOf(network("eth0", "one+"), network("net1", "two", "fails")),
+		"device": planOf(network("eth0", "one"), papers{}.of("c", network("net1", "two", "foreign"))),
 	}
 	for name, p := range plans {
 		t.Run(name, func(t *testing.T) {
@@ -367,7 +368,7 @@ func afterPower(t *testing.T, m *machine, p plan.Plan, n int, broken bool) {
 
 func TestPowerCutAtEveryStepOfDel(t *testing.T) {
 	m := newMachine(t, t.TempDir())
-	p := planOf(network("eth0", "one+", "foreign"), network("net1", "two+"))
+	p := planOf(network("eth0", "one+", "foreign"), papers{}.of("c", network("net1", "two+")))
 	for n := 0; ; n++ {
 		if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
 			t.Fatal(err)
@@ -409,7 +410,11 @@ func TestNothingIsLeftAfterAnyHistory(t *testing.T) {
 				var p plan.Plan
 				for i := range rapid.IntRange(1, 3).Draw(rt, "networks") {
 					chain := rapid.SliceOfNDistinct(kinds, 1, 2, func(s string) string { return s[:1] }).Draw(rt, "chain")
-					p.Attachments = append(p.Attachments, network(fmt.Sprintf("net%d", i), chain...))
+					at := network(fmt.Sprintf("net%d", i), chain...)
+					if rapid.Bool().Draw(rt, "device") {
+						at = papers{}.of(id, at)
+					}
+					p.Attachments = append(p.Attachments, at)
 				}
 				_, _ = m.Add(context.Background(), sandbox(id), p, m.reach())
 			} else {

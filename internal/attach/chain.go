@@ -117,6 +117,9 @@ func (b bound) Check(ctx context.Context) error                  { return b.plug
 // attach runs ADD through the chain. touched is how many plugins, from the
 // first one on, may have left something when it fails.
 func (c chain) attach(ctx context.Context) (result *current.Result, touched int, err error) {
+	if err := c.prepareInfo(); err != nil {
+		return nil, 0, err
+	}
 	for i, p := range c.plugins() {
 		if err := ctx.Err(); err != nil {
 			return nil, i, c.explain("attach", p, context.Cause(ctx))
@@ -170,6 +173,9 @@ func (c chain) detach(ctx context.Context, n int) error {
 		if err := c.detachOne(ctx, i); err != nil {
 			errs = append(errs, c.explain("detach", c.plugins()[i], err))
 		}
+	}
+	if len(errs) == 0 {
+		return c.removeInfo()
 	}
 	return errors.Join(errs...)
 }

@@ -226,6 +226,32 @@ func (h host) Exec(_ context.Context, p driver.Program) ([]byte, error) {
 	}
 }
 
+// papers are the device information files of the world.
+type papers struct{ *world }
+
+func (p papers) Prepare(a plan.Attachment) error {
+	return p.do("prepare", a.DeviceInfoFile, func() { p.made[a.DeviceInfoFile] = true })
+}
+
+func (p papers) Read(a plan.Attachment) (json.RawMessage, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.broken["read "+a.DeviceInfoFile]; err != nil {
+		return nil, err
+	}
+	return json.RawMessage(fmt.Sprintf(`{"type":"pci","of":%q}`, a.DeviceInfoFile)), nil
+}
+
+func (p papers) Remove(a plan.Attachment) error {
+	return p.do("discard", a.DeviceInfoFile, func() { delete(p.made, a.DeviceInfoFile) })
+}
+
+// of gives an attachment of a container a device information file.
+func (p papers) of(id string, a plan.Attachment) plan.Attachment {
+	a.DeviceInfoFile = id + "/" + a.IfName + "/info"
+	return a
+}
+
 // disk is the store on a machine whose power can go.
 type disk struct {
 	*store.Store
@@ -279,6 +305,8 @@ func (m *machine) boot(t testing.TB) {
 		IPAM:    map[string]ipam.Plugin{"addresses": addresses{m.world}},
 		Store:   disk{m.store, m.world},
 		BinDirs: []string{"/opt/cni/bin"},
+
+		DeviceInfo: papers{m.world},
 	}
 }
 
