@@ -3,13 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/plan"
-	"braid.dev/braid/internal/status"
 	"braid.dev/braid/internal/wire"
 )
 
@@ -124,30 +122,6 @@ func dropAnnotations(a *plan.Attachment) {
 
 var errNoDefault = types.NewError(types.ErrTryAgainLater, "there is no default network yet",
 	"braidd takes the first configuration of the CNI conf dir that is not its own; install the cluster's network")
-
-// publish tells the cluster what the pod got. A pod with nothing but the
-// default network costs no API request.
-func (d *Daemon) publish(ctx context.Context, pod plan.Pod, done []attach.Attached) error {
-	if len(done) < 2 || d.Cluster == nil {
-		return nil
-	}
-	outcomes := make([]status.Outcome, len(done))
-	for i, a := range done {
-		outcomes[i] = status.Outcome{Attachment: a.Attachment, Result: a.Result, Notes: a.Notes}
-	}
-	text, err := status.Text(outcomes)
-	if err != nil {
-		return fmt.Errorf("write the network status: %w", err)
-	}
-	if err := d.Cluster.SetNetworkStatus(ctx, pod, text); err != nil {
-		// A pod must not run with networks that it cannot learn of.
-		return tryLater(err)
-	}
-	for _, o := range outcomes {
-		d.Cluster.Added(pod, status.Added(o))
-	}
-	return nil
-}
 
 func (d *Daemon) reportFailure(ctx context.Context, pod plan.Pod, err error) {
 	leaving := errors.Is(context.Cause(ctx), wire.ErrShutdown) // the next daemon tries again

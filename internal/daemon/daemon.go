@@ -65,6 +65,7 @@ type Cluster interface {
 // Records is what the daemon itself needs of the store.
 type Records interface {
 	All() ([]store.Record, error)
+	Sandbox(containerID, ifName string) ([]store.Record, error)
 	Healthy(ctx context.Context) error
 }
 
@@ -101,6 +102,8 @@ type Daemon struct {
 	adds, dels  lane
 	takenDown   recent
 	statusLimit time.Duration
+	// late is rung when a network status could not be written.
+	late bell
 }
 
 // New makes a Daemon and fills in defaults.
@@ -119,6 +122,7 @@ func New(c Config) *Daemon {
 		Config: c,
 		adds:   make(lane, c.Parallel), dels: make(lane, c.Parallel),
 		statusLimit: 5 * time.Second,
+		late:        newBell(),
 	}
 }
 

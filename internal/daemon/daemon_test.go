@@ -139,12 +139,12 @@ func TestDefinitionThatCannotBeAskedForIsTriedAgain(t *testing.T) {
 	n.nothingLeft()
 }
 
-func TestUnwritableStatusUndoesThePod(t *testing.T) {
+func TestRefusedStatusUndoesThePod(t *testing.T) {
 	n := newNode(t)
 	n.define("vlan", `{"cniVersion":"1.0.0","type":"fake"}`)
 	n.pod("p", "vlan")
-	n.set(func(c *cluster, _ *kernel) { c.statusErr = errors.New("API server does not answer") })
-	n.refused(n.do("ADD", "p"), 11, "does not answer")
+	n.set(func(c *cluster, _ *kernel) { c.statusErr = errors.New(`pods "p" is forbidden`) })
+	n.refused(n.do("ADD", "p"), 11, "is forbidden")
 	n.nothingLeft()
 }
 

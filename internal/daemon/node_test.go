@@ -267,6 +267,10 @@ type cluster struct {
 	apiErr      error
 	unsynced    error
 	away        error
+	// tries counts writes of a status, written names the pods of those that
+	// succeeded.
+	tries   int
+	written []string
 }
 
 func (c *cluster) Pod(_ context.Context, told plan.Pod) (plan.Pod, error) {
@@ -302,8 +306,10 @@ func (c *cluster) Definition(_ context.Context, namespace, name string) (plan.De
 func (c *cluster) SetNetworkStatus(_ context.Context, pod plan.Pod, text string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.tries++
 	if c.statusErr == nil {
 		c.statuses[pod.Namespace+"/"+pod.Name] = text
+		c.written = append(c.written, pod.Namespace+"/"+pod.Name)
 	}
 	return c.statusErr
 }

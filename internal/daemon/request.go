@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -28,7 +29,7 @@ func (r request) key() string { return r.ContainerID + "/" + r.IfName }
 func (r request) sandbox() (store.Sandbox, error) {
 	sb := store.Sandbox{
 		ContainerID: r.ContainerID, IfName: r.IfName, NetNS: r.NetNS,
-		Args: r.Args, Path: r.Path, Network: r.conf.Name,
+		Args: r.Args, Path: r.Path, Network: r.conf.Name, Added: time.Now(),
 	}
 	if r.reach.NS != nil {
 		id, err := r.reach.NS.ID()

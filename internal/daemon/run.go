@@ -11,5 +11,6 @@ import (
 func (d *Daemon) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.reconcileLoop(ctx) })
+	group.Go(func() error { return d.convergeLoop(ctx) })
 	return group.Wait()
 }

@@ -7,6 +7,7 @@ package store
 
 import (
 	"encoding/json"
+	"time"
 
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
@@ -29,6 +30,9 @@ type Sandbox struct {
 	// speaks only of the attachments that were made through it.
 	Network string   `json:"network,omitempty"`
 	Pod     plan.Pod `json:"pod"`
+	// Added is when the ADD came, by the node's clock. Records of earlier
+	// versions have none.
+	Added time.Time `json:"added,omitzero"`
 }
 
 // Record is one attachment of one sandbox.
