@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -392,23 +393,28 @@ func (a *Attacher) Del(ctx context.Context, containerID, ifName string, reach Re
 		return d, err
 	}
 	d.Records = len(records)
+	if err := a.takeDown(ctx, records, &d, reach); err != nil || d.Damaged == nil {
+		return d, err
+	}
+	return d, a.forget(ctx, d.Damaged.Keys)
+}
+
+// takeDown detaches what is recorded, last first, and forgets what is gone.
+func (a *Attacher) takeDown(ctx context.Context, records []store.Record, d *Deleted, reach Reach) error {
 	var gone []store.Key
 	var errs []error
-	for i := len(records) - 1; i >= 0; i-- {
-		err := a.delOne(ctx, records[i], reach)
-		if onlyStubborn(err) && records[i].FailedDels > 0 {
-			d.GaveUp, err = append(d.GaveUp, err), chain{a, records[i], reach}.removeInfo()
+	for _, r := range slices.Backward(records) {
+		err := a.delOne(ctx, r, reach)
+		if onlyStubborn(err) && r.FailedDels > 0 {
+			d.GaveUp, err = append(d.GaveUp, err), chain{a, r, reach}.removeInfo()
 		}
 		if err != nil {
-			errs = append(errs, err, a.noteFailure(ctx, records[i]))
+			errs = append(errs, err, a.noteFailure(ctx, r))
 			continue
 		}
-		gone = append(gone, records[i].Key())
+		gone = append(gone, r.Key())
 	}
-	if len(errs) == 0 && d.Damaged != nil {
-		gone = append(gone, d.Damaged.Keys...)
-	}
-	return d, errors.Join(append(errs, a.forget(ctx, gone))...)
+	return errors.Join(append(errs, a.forget(ctx, gone))...)
 }
 
 func (a *Attacher) delOne(ctx context.Context, r store.Record, reach Reach) error {
@@ -449,6 +455,9 @@ func (a *Attacher) Check(ctx context.Context, containerID, ifName string, reach 
 		return ErrUnknown
 	}
 	for _, r := range records {
+		if Unfinished(r) {
+			continue // the daemon is at it; the pod does not count on it
+		}
 		if err := (chain{a, r, reach}).check(ctx); err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -406,19 +407,31 @@ func TestNothingIsLeftAfterAnyHistory(t *testing.T) {
 		for range rapid.IntRange(1, 8).Draw(rt, "requests") {
 			id := ids.Draw(rt, "container")
 			m.powerCutAfter(rapid.IntRange(-1, 30).Draw(rt, "power"))
-			if rapid.Bool().Draw(rt, "add") {
+			draw := func(name string) plan.Attachment {
+				chain := rapid.SliceOfNDistinct(kinds, 1, 2, func(s string) string { return s[:1] }).Draw(rt, "chain")
+				at := network(name, chain...)
+				if rapid.Bool().Draw(rt, "device") {
+					at = papers{}.of(id, at)
+				}
+				return at
+			}
+			name := fmt.Sprintf("net%d", rapid.IntRange(0, 3).Draw(rt, "name"))
+			switch rapid.SampledFrom([]string{"add", "del", "plug", "unplug"}).Draw(rt, "request") {
+			case "add":
 				var p plan.Plan
 				for i := range rapid.IntRange(1, 3).Draw(rt, "networks") {
-					chain := rapid.SliceOfNDistinct(kinds, 1, 2, func(s string) string { return s[:1] }).Draw(rt, "chain")
-					at := network(fmt.Sprintf("net%d", i), chain...)
-					if rapid.Bool().Draw(rt, "device") {
-						at = papers{}.of(id, at)
-					}
-					p.Attachments = append(p.Attachments, at)
+					p.Attachments = append(p.Attachments, draw(fmt.Sprintf("net%d", i)))
 				}
 				_, _ = m.Add(context.Background(), sandbox(id), p, m.reach())
-			} else {
+			case "del":
 				_, _ = m.Del(context.Background(), id, "eth0", m.reach())
+			case "plug":
+				// Planning gives no name twice.
+				if !slices.ContainsFunc(m.records(t), called(name)) {
+					_, _ = m.Plug(context.Background(), id, "eth0", draw(name), m.reach())
+				}
+			case "unplug":
+				_, _ = m.Unplug(context.Background(), id, "eth0", called(name), m.reach())
 			}
 			m.boot(t)
 			// At every moment the store knows what the world holds.

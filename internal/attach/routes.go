@@ -36,23 +36,30 @@ func liftDefaults(ns *netns.NS) ([]rtnl.Route, error) {
 		return nil, err
 	}
 	defer h.Close()
-	all, err := h.Routes()
+	lifted, err := defaults(h)
 	if err != nil {
 		return nil, err
 	}
-	var lifted []rtnl.Route
-	for _, r := range all {
-		if r.Dst.Bits() != 0 || r.Table != rtnl.MainTable || r.Protocol == unix.RTPROT_RA || r.Protocol == unix.RTPROT_KERNEL {
-			continue
-		}
+	for _, r := range lifted {
 		// A route of several next hops is listed once for each, and may be gone
 		// with the first.
 		if err := h.DelRoute(r); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
 			return nil, err
 		}
-		lifted = append(lifted, r)
 	}
 	return lifted, nil
+}
+
+// defaults are the default routes of the main table, but for those that the
+// kernel makes itself, of router advertisements.
+func defaults(h *rtnl.Handle) ([]rtnl.Route, error) {
+	all, err := h.Routes()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(r rtnl.Route) bool {
+		return r.Dst.Bits() != 0 || r.Table != rtnl.MainTable || r.Protocol == unix.RTPROT_RA || r.Protocol == unix.RTPROT_KERNEL
+	}), nil
 }
 
 // settlement is how the pod's default routes end up.

@@ -167,6 +167,41 @@ func TestNetworksThatEveryPodGetsDoNotChange(t *testing.T) {
 	}
 }
 
+func TestNewNetworkGetsADeviceThatNoKeptOneHas(t *testing.T) {
+	pod := func(networks string, devices ...string) plan.Input {
+		in := input(networks)
+		define := in.Definition
+		in.Definition = func(namespace, name string) (plan.Definition, bool) {
+			d, ok := define(namespace, name)
+			d.ResourceName = "example.com/vf"
+			return d, ok
+		}
+		in.Devices = func(resource string) ([]plan.Device, error) { return deviceList(resource, devices), nil }
+		return in
+	}
+	has := recorded(t, pod("a,b", "vf0", "vf1"))
+	for _, c := range []struct{ is, want string }{
+		{"a,b,c", "vf2"}, // the others stay where they are
+		{"b,c", "vf0"},   // what goes makes room
+		{"a,c,c", "vf1 vf2"},
+	} {
+		got, err := plan.ChangeOf(pod(c.is, "vf0", "vf1", "vf2"), has)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, a := range got.Add {
+			ids = append(ids, a.Device.ID)
+		}
+		if text := strings.Join(ids, " "); text != c.want {
+			t.Errorf("%s: the new networks get %s, want %s", c.is, text, c.want)
+		}
+	}
+	if _, err := plan.ChangeOf(pod("a,b,c", "vf0", "vf1"), has); err == nil || !strings.Contains(err.Error(), "2 devices") {
+		t.Errorf("a third network of two devices: %v", err)
+	}
+}
+
 func TestAttachmentFromBeforeItsElementWasRecordedStays(t *testing.T) {
 	has := recorded(t, input(`[{"name":"a","ips":["10.0.0.1/24"]},{"name":"b"}]`))
 	for i := range has {
