@@ -131,6 +131,7 @@ func TestDeployGrantsExactlyThis(t *testing.T) {
 		"/pods/status: patch",
 		"/events: create patch",
 		"k8s.cni.cncf.io/network-attachment-definitions: get list watch",
+		"resource.k8s.io/resourceslices: list",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("braidd may\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

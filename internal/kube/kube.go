@@ -1,6 +1,6 @@
 // Package kube is the only door to the Kubernetes API: the pods of this node,
-// all network definitions, a pod's network-status annotation, and the events of
-// pods and of the node.
+// all network definitions, a pod's network-status annotation, the events of pods
+// and of the node, and what DRA drivers publish of devices.
 //
 // Reading is served from memory and follows the API by watches. A missing
 // NetworkAttachmentDefinition CRD counts as "no definitions", and an API that
@@ -45,6 +45,8 @@ type Cluster struct {
 	Pods        *Pods
 	Definitions *Definitions
 	Events      *Events
+	// ResourceSlices are asked for when a pod has claimed devices.
+	ResourceSlices *ResourceSlices
 
 	api *reach
 	// began is when the API was first tried.
@@ -100,11 +102,12 @@ func connect(conf *rest.Config, c Config) (*Cluster, error) {
 	}
 	api := &reach{}
 	cluster := &Cluster{
-		Pods:        newPods(meta, c.NodeName, api, c.Log),
-		Definitions: newDefinitions(dyn, api, c.Log),
-		Events:      newEvents(core, c.NodeName),
-		api:         api,
-		began:       time.Now(),
+		Pods:           newPods(meta, c.NodeName, api, c.Log),
+		Definitions:    newDefinitions(dyn, api, c.Log),
+		Events:         newEvents(core, c.NodeName),
+		ResourceSlices: newResourceSlices(dyn, c.NodeName),
+		api:            api,
+		began:          time.Now(),
 	}
 	cluster.Definitions.copy.load(c.DefinitionsFile, c.Log)
 	return cluster, nil
