@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"braid.dev/braid/internal/ipam/request"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/rtnl"
 )
@@ -319,19 +320,12 @@ func RequestedMAC(conf []byte, args string) (net.HardwareAddr, error) {
 	if err := json.Unmarshal(conf, &c); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "read configuration", err.Error())
 	}
-	var env struct {
-		types.CommonArgs
-		MAC types.UnmarshallableString
-	}
-	if err := types.LoadArgs(args, &env); err != nil {
-		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS", err.Error())
-	}
 	text := c.RuntimeConfig.MAC
 	if text == "" {
 		text = c.Args.CNI.MAC
 	}
 	if text == "" {
-		text = string(env.MAC)
+		text = request.Args(args)["MAC"]
 	}
 	if text == "" {
 		return nil, nil

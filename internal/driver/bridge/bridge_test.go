@@ -266,7 +266,6 @@ func TestRefusals(t *testing.T) {
 		{name: "unknown backend", conf: `{"ipMasqBackend":"pf"}`, code: types.ErrInvalidNetworkConfig, want: `"pf"`},
 		{name: "mac malformed", conf: `{"runtimeConfig":{"mac":"02:00"}}`, code: types.ErrInvalidNetworkConfig, want: "02:00"},
 		{name: "mac of a group", conf: `{"args":{"cni":{"mac":"01:00:5e:00:00:01"}}}`, code: types.ErrInvalidNetworkConfig, want: "one interface"},
-		{name: "unknown argument", conf: long, args: "A=b", code: types.ErrInvalidEnvironmentVariables, want: "CNI_ARGS"},
 		{name: "bridge name too long", conf: `{"bridge":"a-bridge-name-too-long"}`, code: types.ErrInvalidNetworkConfig, want: "a-bridge-name-too-long"},
 		{name: "gateway name too long", conf: `{"bridge":"braidbridge0","vlan":2001,"isGateway":true,"ipam":{"type":"static"}}`, code: types.ErrInvalidNetworkConfig, want: "braidbridge0.2001"},
 		{name: "mtu", conf: `{"mtu":10}`, code: types.ErrInvalidNetworkConfig, want: "mtu 10"},

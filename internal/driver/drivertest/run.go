@@ -515,6 +515,7 @@ func mac(t *testing.T, s Subject) {
 		{"runtimeConfig", `,"runtimeConfig":{"mac":"02:00:00:00:00:07"}`, env, "02:00:00:00:00:07"},
 		{"args", `,"args":{"cni":{"mac":"02:00:00:00:00:08"}}`, "", "02:00:00:00:00:08"},
 		{"CNI_ARGS", ``, env, "02:00:00:00:00:09"},
+		{"CNI_ARGS of others", ``, env + ";TOKEN=a=b==;novalue;", "02:00:00:00:00:09"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w, p, before := settled(t, s, s.Variants[0].Keys)

@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/ipam/request"
 	"braid.dev/braid/internal/rtnl"
 )
 
@@ -98,15 +99,9 @@ func pick[T any](to **T, own *T) {
 
 // pickMAC decides between the four places that a MAC can come from.
 func (c *conf) pickMAC(env string) error {
-	var e struct {
-		types.CommonArgs
-		MAC types.UnmarshallableString
-	}
-	if err := types.LoadArgs(env, &e); err != nil {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS", err.Error())
-	}
+	asked := request.Args(env)["MAC"]
 	var text string
-	for _, from := range []*string{c.MAC, (*string)(&e.MAC), &c.RuntimeConfig.MAC, c.Args.CNI.MAC} {
+	for _, from := range []*string{c.MAC, &asked, &c.RuntimeConfig.MAC, c.Args.CNI.MAC} {
 		if from != nil && *from != "" {
 			text = *from
 		}

@@ -137,10 +137,7 @@ func parseFiles(data []byte, dataDir string) (name string, files hostFiles, err 
 // runtimeConfig.ips ask for, all of them together. One that several ask for
 // counts once.
 func askedAddrs(c *conf, cniArgs string) ([]netip.Addr, error) {
-	args, err := request.Args(cniArgs)
-	if err != nil {
-		return nil, err
-	}
+	args := request.Args(cniArgs)
 	var all []netip.Addr
 	if s := args["IP"]; s != "" {
 		a, err := request.AddrOrPrefix(s)

@@ -58,28 +58,17 @@ func Decode(conf []byte, v any) error {
 
 // Args reads CNI_ARGS, "KEY=VALUE" pairs with semicolons between them. The
 // last of several pairs with one key counts. Which keys have a meaning is up to
-// the caller: unlike the reference plugins, Args demands no IgnoreUnknown=1 for
-// the others, because one CNI_ARGS serves all plugins of a pod.
-func Args(s string) (map[string]string, error) {
+// the caller: one CNI_ARGS serves all plugins of a pod, so what is none of his
+// is not for him to refuse. Unlike the reference plugins, Args demands no
+// IgnoreUnknown=1, lets values contain "=", and passes over what is no pair.
+func Args(s string) map[string]string {
 	args := make(map[string]string)
-	if s == "" {
-		return args, nil
-	}
 	for pair := range strings.SplitSeq(s, ";") {
-		key, value, ok := strings.Cut(pair, "=")
-		if !ok || strings.Contains(value, "=") {
-			return nil, BadArgs("pair %q is not KEY=VALUE", pair)
-		}
-		args[key] = value
-	}
-	switch v := args["IgnoreUnknown"]; strings.ToLower(v) {
-	case "1", "true", "0", "false":
-	default:
-		if _, given := args["IgnoreUnknown"]; given {
-			return nil, BadArgs("IgnoreUnknown=%s is no boolean", v)
+		if key, value, ok := strings.Cut(pair, "="); ok {
+			args[key] = value
 		}
 	}
-	return args, nil
+	return args
 }
 
 // Addr reads an IPv4 or IPv6 address. An IPv4 address in IPv6 form becomes

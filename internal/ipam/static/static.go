@@ -202,10 +202,7 @@ func addressesOfList(source string, list []string) ([]address, error) {
 // addressesOfArgs reads IP=a/n,b/m and GATEWAY=g,h. A gateway belongs to each
 // address of CNI_ARGS in whose subnet it lies, and to none of ipam.addresses.
 func addressesOfArgs(cniArgs string) ([]address, error) {
-	args, err := request.Args(cniArgs)
-	if err != nil {
-		return nil, err
-	}
+	args := request.Args(cniArgs)
 	var all []address
 	if ips := args["IP"]; ips != "" {
 		for ip := range strings.SplitSeq(ips, ",") {

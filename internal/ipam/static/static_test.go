@@ -69,7 +69,6 @@ var bad = []struct{ name, conf, args string }{
 	{"CNI_ARGS with an empty item", `{"ipam":{}}`, "IP=10.0.0.1/8,"},
 	{"CNI_ARGS that others replace", `{"runtimeConfig":{"ips":["10.0.0.1/8"]},"ipam":{}}`, "IP=nonsense"},
 	{"CNI_ARGS gateway", `{"ipam":{}}`, "IP=10.0.0.1/8;GATEWAY=10.0.0.1/8"},
-	{"CNI_ARGS no pair", `{"ipam":{}}`, "IP"},
 	{"args without length", `{"args":{"cni":{"ips":["10.0.0.1"]}},"ipam":{}}`, ""},
 	{"args that runtimeConfig replaces", `{"runtimeConfig":{"ips":["10.0.0.1/8"]},"args":{"cni":{"ips":["x"]}},"ipam":{}}`, ""},
 	{"runtimeConfig null", `{"runtimeConfig":{"ips":[null]},"ipam":{}}`, ""},
