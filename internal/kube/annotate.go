@@ -51,7 +51,7 @@ func (p *Pods) setStatus(ctx context.Context, pod plan.Pod, text string) error {
 	refusals := 0
 	for failures := 0; ; failures++ {
 		// Twice: a connection that nobody used for a while may be dead.
-		hopeless := p.api.away.Load() || failures > 0
+		hopeless := p.api.away() || failures > 0
 		err := p.api.ask(ctx, func(ctx context.Context) error { return p.patchStatus(ctx, pod, patch) })
 		switch {
 		case err == nil:

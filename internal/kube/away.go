@@ -3,7 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,25 +26,59 @@ const (
 
 // reach is what the last request found of the API server. Everybody who asks
 // tells it, so that an outage costs one request its patience and not each.
-type reach struct{ away atomic.Bool }
+type reach struct {
+	mu sync.Mutex
+	// probe is when a request has the whole patience again, zero while nothing
+	// is wrong: an API server may be only slow.
+	probe time.Time
+}
+
+// away reports whether the last request found nobody.
+func (r *reach) away() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.probe.IsZero()
+}
 
 // note takes the outcome of a request.
-func (r *reach) note(err error) { r.away.Store(isAway(err)) }
+func (r *reach) note(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.probe = time.Time{}
+	if isAway(err) {
+		r.probe = time.Now().Add(patience)
+	}
+}
+
+// limit is how long the next request may take. While the API server is away one
+// request at a time tries in earnest.
+func (r *reach) limit() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch now := time.Now(); {
+	case r.probe.IsZero():
+		return patience
+	case now.Before(r.probe):
+		return awayPatience
+	default:
+		r.probe = now.Add(patience)
+		return patience
+	}
+}
 
 // ask makes one request within the patience that the API server deserves now,
 // and marks its error with ErrAway if it says nothing about what was asked.
 func (r *reach) ask(ctx context.Context, request func(context.Context) error) error {
-	limit := patience
-	if r.away.Load() {
-		limit = awayPatience
-	}
+	limit := r.limit()
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := request(limited)
 	if err != nil && ctx.Err() != nil {
 		return err // the asker's end, which tells nothing of the API server
 	}
-	r.note(err)
+	if limit == patience || !isAway(err) {
+		r.note(err) // a short try that found nobody tells nothing new
+	}
 	if isAway(err) {
 		return &awayError{err}
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +22,13 @@ import (
 // follow runs a Cluster with these credentials until the test ends.
 func follow(t *testing.T, config *rest.Config, node string) *Cluster {
 	t.Helper()
-	c, err := connect(config, Config{NodeName: node, UserAgent: "braid-test"})
+	return followWith(t, config, Config{NodeName: node})
+}
+
+func followWith(t *testing.T, config *rest.Config, with Config) *Cluster {
+	t.Helper()
+	with.UserAgent = "braid-test"
+	c, err := connect(config, with)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +395,11 @@ func TestClusterTheAPIMayComeLateAndGoAway(t *testing.T) {
 	s.define(t, ns, "net", "{}")
 	object := s.pod(t, ns, "before", node, nil)
 	pod := plan.Pod{Namespace: ns, Name: "before", UID: string(object.UID)}
-	running := synced(t, config, node)
+	file := filepath.Join(t.TempDir(), "definitions")
+	running := followWith(t, config, Config{NodeName: node, DefinitionsFile: file})
+	if err := running.WaitSynced(within(t, 20*time.Second)); err != nil {
+		t.Fatal(err)
+	}
 
 	s.stopAPI()
 	// What is known is served on.
@@ -414,16 +426,41 @@ func TestClusterTheAPIMayComeLateAndGoAway(t *testing.T) {
 		}
 		return nil
 	})
-	// A status that is being written meanwhile arrives.
-	written := make(chan error, 1)
-	writing := within(t, 60*time.Second)
-	go func() { written <- running.Pods.SetNetworkStatus(writing, pod, "[]") }()
+	// What the runtime tells is as good, and a status says that it is late.
+	unknown := plan.Pod{Namespace: ns, Name: "unknown", UID: "6d1f0a52-0000-4000-8000-000000000000", Annotations: map[string]string{}}
+	if pod, err := running.Pods.Get(within(t, 5*time.Second), unknown); err != nil || pod.UID != unknown.UID {
+		t.Errorf("pod that the runtime tells of: got %+v, %v", pod, err)
+	}
+	if err := running.Pods.SetNetworkStatus(within(t, 20*time.Second), pod, "[]"); !errors.Is(err, ErrAway) {
+		t.Errorf("status without an API: got %v, want ErrAway", err)
+	}
+	eventually(t, "Following names the trouble", 20*time.Second, func() error {
+		if err := running.Following(); err == nil || !strings.Contains(err.Error(), "connection refused") {
+			return fmt.Errorf("it says %v", err)
+		}
+		return nil
+	})
+	// The next daemon of a node that was ready has the definitions of before.
+	eventually(t, "the copy is written", 20*time.Second, func() error {
+		_, err := os.Stat(file)
+		return err
+	})
+	next := followWith(t, config, Config{NodeName: node, DefinitionsFile: file})
+	eventually(t, "a start without the API is ready", 20*time.Second, next.Synced)
+	if def, err := next.Definitions.Lookup(within(t, 10*time.Second), ns, "net"); err != nil || def.Config != "{}" {
+		t.Errorf("definition of the copy: got %+v, %v", def, err)
+	}
 
 	if err := s.startAPI(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-written; err != nil {
-		t.Errorf("status written across the restart: %v", err)
+	eventually(t, "the API is followed again", 30*time.Second, running.Following)
+	if err := running.Pods.SetNetworkStatus(within(t, 20*time.Second), pod, "[]"); err != nil {
+		t.Errorf("status after the restart: %v", err)
+	}
+	eventually(t, "the API is followed by the next daemon", 30*time.Second, next.Following)
+	if next.Definitions.copy.loaded() {
+		t.Error("the copy is still in use")
 	}
 	if err := started.WaitSynced(within(t, 30*time.Second)); err != nil {
 		t.Error(err)

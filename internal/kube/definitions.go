@@ -77,7 +77,7 @@ func (d *Definitions) Lookup(ctx context.Context, namespace, name string) (plan.
 		return def, nil
 	}
 	copied, isCopied := d.copy.get(k)
-	if isCopied && d.api.away.Load() {
+	if isCopied && d.api.away() {
 		return copied, nil
 	}
 	var def plan.Definition

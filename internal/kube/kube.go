@@ -137,7 +137,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 // runtimes tell of their pods.
 func (c *Cluster) Synced() error {
 	err := errors.Join(c.Pods.table.pending(), c.Definitions.table.pending())
-	if err != nil && c.Definitions.copy.loaded() && (c.api.away.Load() || time.Since(c.began) > patience) {
+	if err != nil && c.Definitions.copy.loaded() && (c.api.away() || time.Since(c.began) > patience) {
 		return nil
 	}
 	return err
@@ -146,9 +146,6 @@ func (c *Cluster) Synced() error {
 // Following says why what is in memory may be behind the API, nil while it is
 // not.
 func (c *Cluster) Following() error {
-	if c.api.away.Load() {
-		return ErrAway
-	}
 	return errors.Join(c.Pods.table.lagging(), c.Definitions.table.lagging())
 }
 

@@ -119,7 +119,7 @@ func (p *Pods) Get(ctx context.Context, told plan.Pod) (plan.Pod, error) {
 	}
 	isTold := told.Annotations != nil
 	told.Annotations = keptOf(told.Annotations)
-	if isTold && p.api.away.Load() {
+	if isTold && p.api.away() {
 		return told, nil // the watch will find out when it is back
 	}
 	var enough <-chan time.Time
