@@ -8,6 +8,7 @@ import (
 
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/store"
 	"braid.dev/braid/internal/wire"
 )
 
@@ -59,15 +60,18 @@ func (d *Daemon) pod(ctx context.Context, r request) (plan.Pod, error) {
 
 // attach plans the pod's networks and makes them true.
 func (d *Daemon) attach(ctx context.Context, r request, pod plan.Pod) ([]attach.Attached, error) {
-	p, err := d.plan(ctx, r, pod)
-	if err != nil {
-		return nil, err
-	}
 	sb, err := r.sandbox()
 	if err != nil {
 		return nil, err
 	}
-	sb.Pod = p.Pod
+	sb.Pod = pod
+	if done, err := d.again(ctx, sb, r.reach); done != nil || err != nil {
+		return done, err
+	}
+	p, err := d.plan(ctx, r, pod)
+	if err != nil {
+		return nil, err
+	}
 	done, err := d.Attacher.Add(ctx, sb, p, r.reach)
 	if err == nil && len(done) == 0 {
 		err = errors.New("the plan is empty")
@@ -75,36 +79,71 @@ func (d *Daemon) attach(ctx context.Context, r request, pod plan.Pod) ([]attach.
 	return done, err
 }
 
+// again answers an ADD that the runtime repeats: when the sandbox has what its
+// pod asks for, this is what it has, however it came to that. It may have been
+// changed while it ran. Otherwise done is nil, and Add knows what to do.
+func (d *Daemon) again(ctx context.Context, sb store.Sandbox, reach attach.Reach) (done []attach.Attached, err error) {
+	done, ok, err := d.Attacher.Again(sb, reach)
+	if err != nil || !ok {
+		return nil, err
+	}
+	has := make([]plan.Attachment, len(done))
+	for i, a := range done {
+		has[i] = a.Attachment
+	}
+	if c, err := d.changeOf(ctx, sb, sb.Pod, has); err != nil || !c.Nothing() {
+		return nil, nil
+	}
+	return done, nil
+}
+
 func (d *Daemon) plan(ctx context.Context, r request, pod plan.Pod) (plan.Plan, error) {
 	networks := d.Networks.First(d.ConfDirNetworks)
 	if len(networks) == 0 {
 		return plan.Plan{}, errNoDefault
 	}
-	// Build asks no questions that wait; what its lookup could not find out
-	// makes its verdict void.
-	var unknown error
-	p, err := plan.Build(plan.Input{
-		Pod: pod, IfName: r.IfName, Default: networks[0], RuntimeConfig: r.conf.RuntimeConfig,
-		ConfDirNetworks: d.ConfDirNetworks, Beside: networks[1:],
-		Isolation: d.Isolation, ContainerID: r.ContainerID,
-		Definition: func(namespace, name string) (plan.Definition, bool) {
-			if d.Cluster == nil {
-				return plan.Definition{}, false
-			}
-			def, ok, err := d.Cluster.Definition(ctx, namespace, name)
-			unknown = errors.Join(unknown, err)
-			return def, ok
-		},
-		OnDisk:     d.Networks.OnDisk,
-		SubnetFile: d.SubnetFile,
-	})
-	if unknown != nil {
-		return plan.Plan{}, tryLater(unknown)
+	in, unknown := d.input(ctx, pod, r.ContainerID, r.IfName)
+	in.Default, in.Beside, in.RuntimeConfig = networks[0], networks[1:], r.conf.RuntimeConfig
+	p, err := plan.Build(in)
+	if err := unknown(); err != nil {
+		return plan.Plan{}, tryLater(err)
 	}
 	if err == nil {
 		dropAnnotations(&p.Attachments[0])
 	}
 	return p, err
+}
+
+// changeOf is what the annotation of a pod asks to be changed of what it has.
+func (d *Daemon) changeOf(ctx context.Context, sb store.Sandbox, pod plan.Pod, has []plan.Attachment) (plan.Change, error) {
+	in, unknown := d.input(ctx, pod, sb.ContainerID, sb.IfName)
+	c, err := plan.ChangeOf(in, has)
+	if err := unknown(); err != nil {
+		return plan.Change{}, tryLater(err)
+	}
+	return c, err
+}
+
+// input is what planning looks at, but for the networks that every pod gets.
+// Planning asks no questions that wait; what a lookup could not find out, which
+// unknown tells afterwards, makes its verdict void.
+func (d *Daemon) input(ctx context.Context, pod plan.Pod, containerID, ifName string) (in plan.Input, unknown func() error) {
+	var failed error
+	return plan.Input{
+		Pod: pod, IfName: ifName,
+		ConfDirNetworks: d.ConfDirNetworks,
+		Isolation:       d.Isolation, ContainerID: containerID,
+		Definition: func(namespace, name string) (plan.Definition, bool) {
+			if d.Cluster == nil {
+				return plan.Definition{}, false
+			}
+			def, ok, err := d.Cluster.Definition(ctx, namespace, name)
+			failed = errors.Join(failed, err)
+			return def, ok
+		},
+		OnDisk:     d.Networks.OnDisk,
+		SubnetFile: d.SubnetFile,
+	}, func() error { return failed }
 }
 
 // dropAnnotations takes the pod's annotations, which the runtime passes because

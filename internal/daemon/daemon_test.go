@@ -563,3 +563,26 @@ func TestInterruptedAttachmentIsLoggedAtStart(t *testing.T) {
 		t.Errorf("log: %s", n.log)
 	}
 }
+
+// A runtime that lost the answer asks again. What the pod has by then is what it
+// was given, whatever manifests say today.
+func TestRepeatedAddAnswersWithWhatThePodHas(t *testing.T) {
+	n := newNode(t)
+	n.define("vlan", `{"cniVersion":"1.0.0","type":"fake"}`)
+	n.pod("p", "vlan,vlan@data")
+	first := n.ok("ADD", "p")
+	n.kernel.takeDetached()
+	n.set(func(c *cluster, k *kernel) {
+		delete(c.definitions, "default/vlan")
+		k.broken = errors.New("must not be asked again")
+	})
+	n.pod("p", `[{"name":"vlan","interface":"data"},{"name":"vlan","interface":"net1"}]`)
+	if second := n.ok("ADD", "p"); string(second) != string(first) {
+		t.Errorf("%s became %s", first, second)
+	}
+	if gone := n.kernel.takeDetached(); len(gone) > 0 {
+		t.Errorf("taken down: %v", gone)
+	}
+	n.ok("DEL", "p")
+	n.nothingLeft()
+}
