@@ -15,7 +15,7 @@ DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptab
 # Cilium compiles its programs where it runs; with ipvlan it takes a kernel under QEMU.
 DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86 /usr/bin/time=time
 
-.PHONY: help deps test-deps build generate lint test test-unit test-guest test-cluster test-migrate test-emulated bench bench-pods demo demo-down clean
+.PHONY: help deps test-deps build generate lint test test-unit test-guest test-fuzz test-cluster test-migrate test-emulated bench bench-pods demo demo-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -43,7 +43,7 @@ lint: ## gofmt, vet and staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
-test: test-deps lint test-unit test-guest test-cluster ## everything that CI runs
+test: test-deps lint test-unit test-guest test-fuzz test-cluster ## everything that CI runs
 
 # As root, the tests that use the machine's own kernel run too.
 test-unit: test-deps ## unit tests and tests in network namespaces of this machine, with -race
@@ -53,6 +53,15 @@ test-guest: test-deps ## tests under a guest kernel: what this machine's kernel 
 	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
 	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover ./internal/migrate/preflight
+
+# What reaches Braid from pods, other programs and its own disk. An input that
+# fails is left in testdata/fuzz of the package, from where plain tests run it.
+FUZZ := plan/FuzzParseNetworks plan/FuzzParseNetwork wire/FuzzDecode store/FuzzDecodeRecord
+FUZZTIME ?= 30s
+
+test-fuzz: ## the parsers of what others write, each with generated input for 30 seconds
+	@printf '%s\n' $(FUZZ) | xargs -P 2 -I{} bash -o pipefail -c 't={}; \
+		go test -run "^$$" -fuzz "^$${t#*/}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s -parallel 1 ./internal/$${t%/*} 2>&1 | sed "s|^|$$t: |"'
 
 test-cluster: test-deps build ## the scenarios on a real cluster
 	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run 'Cluster|^TestA[0-9]|^TestCrash' ./internal/demo ./internal/lab ./internal/e2e ./internal/kube ./internal/confdir/explain ./internal/migrate/confswitch
