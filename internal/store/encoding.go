@@ -78,10 +78,15 @@ func encodeRecord(r Record) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return seal(data), nil
+}
+
+// seal puts the format and the checksum before the JSON of a record.
+func seal(data []byte) []byte {
 	b := make([]byte, 0, len(data)+5)
 	b = append(b, format)
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(data, castagnoli))
-	return append(b, data...), nil
+	return append(b, data...)
 }
 
 func decodeRecord(k Key, b []byte) (Record, error) {
