@@ -276,8 +276,8 @@ func destinations(d Attached) plan.Destinations {
 		}
 		addr = addr.Unmap()
 		ones = max(0, ones-(bits-addr.BitLen())) // a 16-byte mask may go with an IPv4 address
-		if p := netip.PrefixFrom(addr, ones).Masked(); p.IsValid() && p.Bits() > 0 && !slices.Contains(to.Prefixes, p) {
-			to.Prefixes = append(to.Prefixes, p)
+		if p := netip.PrefixFrom(addr, ones); p.IsValid() {
+			to.Add(p)
 		}
 	}
 	for _, ip := range d.Result.IPs {

@@ -51,18 +51,39 @@ func Build(in Input) (Plan, error) {
 			return Plan{}, err
 		}
 		p.Attachments = append(p.Attachments, a)
+		if err := bounded(p.Attachments); err != nil {
+			return Plan{}, err
+		}
 	}
 	if err := assignDevices(in, nil, p.Attachments); err != nil {
 		return Plan{}, err
 	}
-	for i := range p.Attachments {
-		p.Attachments[i].foresee()
-	}
-	if err := decideRoutes(p.Attachments); err != nil {
+	said := foresee(p.Attachments)
+	if err := decideRoutes(p.Attachments, said); err != nil {
 		return Plan{}, err
 	}
-	explainOverlaps(p.Attachments)
+	explainOverlaps(p.Attachments, said)
 	return p, nil
+}
+
+// maxPlan bounds the configurations of all networks of a pod together, in
+// bytes: each is read several times, and recorded.
+const maxPlan = 512 << 10
+
+// bounded refuses more than fits. It is asked after each network, so that
+// nothing beyond it is read.
+func bounded(list []Attachment) error {
+	size := 0
+	for _, a := range list {
+		for _, p := range a.Config.Plugins {
+			size += len(p.Conf)
+		}
+	}
+	if size > maxPlan {
+		last := list[len(list)-1]
+		return about(last.Network, fmt.Errorf("the configurations of the pod's networks, up to %s, have %d bytes; %d are allowed", last.IfName, size, maxPlan))
+	}
+	return nil
 }
 
 // asked are the networks that the pod asks for, each with its namespace.
@@ -252,29 +273,29 @@ func (a *Attachment) find(in Input, s Selection) (Network, error) {
 	return Network{}, later("NetworkAttachmentDefinition %s has no spec.config, and the node's conf dir has no network named %q", a.Network, s.Name)
 }
 
-// foresee fills in the addresses that the configuration itself gives away.
-func (a *Attachment) foresee() {
-	if len(a.IPs) > 0 {
-		return
-	}
-	for _, p := range a.Config.Plugins {
-		if p.IPAM != static {
+// foresee reads what the configurations say of addresses and routes, and fills
+// in the addresses that they give away.
+func foresee(list []Attachment) (said [][]routed) {
+	for i := range list {
+		a := &list[i]
+		said = append(said, a.routed())
+		if len(a.IPs) > 0 {
 			continue
 		}
-		var conf struct {
-			IPAM struct {
-				Addresses []struct {
-					Address string `json:"address"`
-				} `json:"addresses"`
-			} `json:"ipam"`
-		}
-		if err := json.Unmarshal(p.Conf, &conf); err != nil {
-			continue // the delegate refuses what it cannot read
-		}
-		for _, addr := range conf.IPAM.Addresses {
-			if ip, _, err := address(addr.Address); err == nil {
-				a.IPs = append(a.IPs, ip)
+		for j, p := range a.Config.Plugins {
+			if p.IPAM == static {
+				a.foresee(said[i][j])
 			}
+		}
+	}
+	return said
+}
+
+// foresee fills in the addresses of a static address delegate.
+func (a *Attachment) foresee(said routed) {
+	for _, addr := range said.IPAM.Addresses {
+		if ip, _, err := address(addr.Address); err == nil { // the delegate refuses what it cannot read
+			a.IPs = append(a.IPs, ip)
 		}
 	}
 }
@@ -354,7 +375,7 @@ func (a *Attachment) askIPs(ips []string) error {
 	known := func(p Plugin) bool { return slices.Contains(argsIPAM, p.IPAM) }
 	listens := slices.ContainsFunc(a.Config.Plugins, known)
 	if !declared && !listens && a.isRead() {
-		a.because("addresses %s: the pod's choice, read from its annotation by the network itself", strings.Join(ips, ", "))
+		a.because("addresses %s: the pod's choice, read from its annotation by the network itself", summary(ips))
 		return nil
 	}
 	if !declared && !listens {
@@ -374,12 +395,16 @@ func (a *Attachment) askIPs(ips []string) error {
 			a.addCNIArg("IP", strings.Join(ips, ","))
 		} else if undeclared := func(p Plugin) bool { return known(p) && !p.Capabilities["ips"] }; slices.ContainsFunc(a.Config.Plugins, undeclared) {
 			ways = append(ways, "args.cni.ips")
-			if err := a.setArgs(undeclared, map[string]any{"ips": ips}); err != nil {
+			list, err := json.Marshal(ips)
+			if err == nil {
+				err = a.setArgs(undeclared, map[string]json.RawMessage{"ips": list})
+			}
+			if err != nil {
 				return err
 			}
 		}
 	}
-	a.because("addresses %s: the pod's choice, passed as %s", strings.Join(ips, ", "), strings.Join(ways, " and "))
+	a.because("addresses %s: the pod's choice, passed as %s", summary(ips), strings.Join(ways, " and "))
 	return nil
 }
 
@@ -439,24 +464,33 @@ func (a *Attachment) askCNIArgs(args map[string]json.RawMessage) error {
 	if len(args) == 0 {
 		return nil
 	}
-	values := map[string]any{}
-	for k, v := range args {
-		values[k] = v
-	}
-	if err := a.setArgs(func(Plugin) bool { return true }, values); err != nil {
+	if err := a.setArgs(func(Plugin) bool { return true }, args); err != nil {
 		return fmt.Errorf("cni-args: %w", err)
 	}
-	a.because("cni-args %s: the pod's choice, passed as args.cni", strings.Join(slices.Sorted(maps.Keys(args)), ", "))
+	a.because("cni-args %s: the pod's choice, passed as args.cni", summary(slices.Sorted(maps.Keys(args))))
 	return nil
 }
 
+// summary shows the first of many.
+func summary(list []string) string {
+	const most = 16
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}
+
 // setArgs writes values below args.cni of the plugins that match.
-func (a *Attachment) setArgs(match func(Plugin) bool, values map[string]any) error {
+func (a *Attachment) setArgs(match func(Plugin) bool, values map[string]json.RawMessage) error {
+	var set []member
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		set = append(set, member{key: key, value: values[key]})
+	}
 	return a.rewrite(func(p Plugin) (json.RawMessage, error) {
 		if !match(p) {
 			return p.Conf, nil
 		}
-		return withArgs(p.Conf, values)
+		return withArgs(p.Conf, set)
 	})
 }
 
@@ -474,7 +508,7 @@ func (a *Attachment) rewrite(change func(Plugin) (json.RawMessage, error)) (err 
 
 // withArgs returns conf with values below args.cni and everything else as its
 // author wrote it.
-func withArgs(conf json.RawMessage, values map[string]any) (json.RawMessage, error) {
+func withArgs(conf json.RawMessage, values []member) (json.RawMessage, error) {
 	args, err := objectAt(conf, "args")
 	if err != nil {
 		return nil, err
@@ -483,15 +517,7 @@ func withArgs(conf json.RawMessage, values map[string]any) (json.RawMessage, err
 	if err != nil {
 		return nil, fmt.Errorf("args: %w", err)
 	}
-	var set []member
-	for _, key := range slices.Sorted(maps.Keys(values)) {
-		value, err := json.Marshal(values[key])
-		if err != nil {
-			return nil, err
-		}
-		set = append(set, member{key: key, value: value})
-	}
-	if cni, err = setMembers(cni, set); err != nil {
+	if cni, err = setMembers(cni, values); err != nil {
 		return nil, fmt.Errorf("args: cni: %w", err)
 	}
 	if args, err = setMember(args, "cni", cni); err != nil {

@@ -52,13 +52,14 @@ func ChangeOf(in Input, has []Attachment) (Change, error) {
 			a.because("attached anew: %s", why)
 		}
 		c.Add = append(c.Add, a)
+		if err := bounded(slices.Concat(c.Keep, c.Add)); err != nil {
+			return Change{}, err
+		}
 	}
 	if err := assignDevices(in, c.Keep, c.Add); err != nil {
 		return Change{}, err
 	}
-	for i := range c.Add {
-		c.Add[i].foresee()
-	}
+	foresee(c.Add)
 	for _, a := range slices.Concat(c.Add, c.Remove) {
 		if a.Claim != nil {
 			return Change{}, about(a.Network, errRunningRoute)
@@ -80,7 +81,11 @@ func (c Change) explain() {
 	for i := range c.Keep {
 		all[i].Reasons = nil // not theirs to keep
 	}
-	explainOverlaps(all)
+	said := make([][]routed, len(all))
+	for i := range all {
+		said[i] = all[i].routed()
+	}
+	explainOverlaps(all, said)
 	copy(c.Add, all[len(c.Keep):])
 }
 

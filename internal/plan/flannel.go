@@ -229,7 +229,7 @@ func (s subnet) ipam(flannel []member) (json.RawMessage, error) {
 	}
 	var routes []json.RawMessage
 	if written, _ := lookup(ms, "routes"); !isNull(written) {
-		if routes, err = elements(written); err != nil {
+		if routes, err = elements(written, 0); err != nil {
 			return nil, fmt.Errorf("ipam: routes: %w", err)
 		}
 	}

@@ -20,60 +20,139 @@ type member struct {
 
 // members splits a JSON object.
 func members(object []byte) ([]member, error) {
-	dec, err := enter(object, '{')
+	start, err := enter(object, '{')
 	if err != nil {
 		return nil, err
 	}
 	var ms []member
-	for dec.More() {
-		key, err := dec.Token()
-		if err != nil {
+	for at := start; object[at] != '}'; {
+		end := valueEnd(object, at)
+		var m member
+		if err := json.Unmarshal(object[at:end], &m.key); err != nil {
 			return nil, atOffset(object, err)
 		}
-		m := member{key: key.(string)} // the decoder has refused every other token
-		if err := dec.Decode(&m.value); err != nil {
-			return nil, atOffset(object, err)
-		}
-		m.end = int(dec.InputOffset())
-		m.start = m.end - len(m.value)
+		m.start = space(object, space(object, end)+1) // behind the colon
+		m.end = valueEnd(object, m.start)
+		m.value = object[m.start:m.end:m.end]
 		ms = append(ms, m)
+		at = next(object, m.end)
 	}
 	return ms, nil
 }
 
-// elements splits a JSON array.
-func elements(array []byte) ([]json.RawMessage, error) {
-	dec, err := enter(array, '[')
+// elements splits a JSON array of most elements at most, 0 for any number.
+func elements(array []byte, most int) ([]json.RawMessage, error) {
+	start, err := enter(array, '[')
 	if err != nil {
 		return nil, err
 	}
 	var list []json.RawMessage
-	for dec.More() {
-		var e json.RawMessage
-		if err := dec.Decode(&e); err != nil {
-			return nil, atOffset(array, err)
+	count := 0
+	for at := start; array[at] != ']'; count++ {
+		end := valueEnd(array, at)
+		if most == 0 || count < most {
+			list = append(list, array[at:end:end])
 		}
-		list = append(list, e)
+		at = next(array, end)
+	}
+	if most > 0 && count > most {
+		return nil, fmt.Errorf("%d elements are too many; %d are allowed", count, most)
 	}
 	return list, nil
 }
 
-// enter verifies that text is exactly one JSON object or array and returns a
-// decoder that stands behind its opening bracket.
-func enter(text []byte, open json.Delim) (*json.Decoder, error) {
-	var whole json.RawMessage
-	if err := json.Unmarshal(text, &whole); err != nil {
-		return nil, atOffset(text, err)
+// maxDepth is how deep the JSON that people write may be nested. Configurations
+// are a few levels deep; plugins in other languages have limits of their own.
+const maxDepth = 64
+
+// shallow refuses text that is nested too deep to be handed on. It counts
+// brackets outside of strings and verifies nothing else.
+func shallow(text []byte) error {
+	depth, inString := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			if depth++; depth > maxDepth {
+				return fmt.Errorf("nested more than %d levels deep", maxDepth)
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
 	}
-	dec := json.NewDecoder(bytes.NewReader(text))
-	if t, err := dec.Token(); err != nil || t != open {
+	return nil
+}
+
+// enter verifies that text is exactly one JSON object or array and returns
+// where its first element, or its closing bracket, begins.
+func enter(text []byte, open byte) (int, error) {
+	if !json.Valid(text) {
+		var whole json.RawMessage
+		return 0, atOffset(text, json.Unmarshal(text, &whole))
+	}
+	at := space(text, 0)
+	if text[at] != open {
 		want := "an object { }"
 		if open == '[' {
 			want = "a list [ ]"
 		}
-		return nil, fmt.Errorf("want %s, have %s", want, kind(whole))
+		return 0, fmt.Errorf("want %s, have %s", want, kind(text))
 	}
-	return dec, nil
+	return space(text, at+1), nil
+}
+
+// next is where, in valid JSON, the element behind the one that ends at end
+// begins, or the closing bracket is.
+func next(text []byte, end int) int {
+	end = space(text, end)
+	if text[end] == ',' {
+		end = space(text, end+1)
+	}
+	return end
+}
+
+// space is the first place from at on that is not white space.
+func space(text []byte, at int) int {
+	for at < len(text) && (text[at] == ' ' || text[at] == '\t' || text[at] == '\n' || text[at] == '\r') {
+		at++
+	}
+	return at
+}
+
+// valueEnd is where, in valid JSON, the value that begins at start ends.
+func valueEnd(text []byte, start int) int {
+	depth := 0
+	for at := start; at < len(text); at++ {
+		switch text[at] {
+		case '"':
+			for at++; text[at] != '"'; at++ {
+				if text[at] == '\\' {
+					at++
+				}
+			}
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth < 0 {
+				return at // a number or a word, the last of its container
+			}
+		case ',', ' ', '\t', '\n', '\r':
+			if depth == 0 {
+				return at
+			}
+			continue
+		default:
+			continue
+		}
+		if depth == 0 {
+			return at + 1
+		}
+	}
+	return len(text)
 }
 
 // lookup returns the value of a key. The last one counts when the author wrote

@@ -11,6 +11,14 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
+const (
+	// maxNetwork is the largest configuration of a network, in bytes. Those of
+	// the largest networks known are a few kilobytes long.
+	maxNetwork = 64 << 10
+	// maxPlugins is the longest chain of plugins.
+	maxPlugins = 32
+)
+
 // OwnType is the plugin type of Braid's own configuration.
 const OwnType = "braid-cni"
 
@@ -28,7 +36,13 @@ var cniVersions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0",
 //
 // Errors are of type *Error and give broken JSON's place as line:column.
 func ParseNetwork(data []byte, name string) (Network, error) {
+	if len(data) > maxNetwork {
+		return Network{}, invalid("%d bytes are too long; %d are allowed", len(data), maxNetwork)
+	}
 	data = bytes.TrimSpace(data)
+	if err := shallow(data); err != nil {
+		return Network{}, invalid("%w", err)
+	}
 	ms, err := members(data)
 	if err != nil {
 		return Network{}, invalid("%w", err)
@@ -51,7 +65,7 @@ func ParseNetwork(data []byte, name string) (Network, error) {
 		if n.DisableGC, err = boolOf(ms, "disableGC"); err != nil {
 			return Network{}, invalid("%w", err)
 		}
-		if plugins, err = elements(list); err != nil {
+		if plugins, err = elements(list, maxPlugins); err != nil {
 			return Network{}, invalid("plugins: %w", err)
 		}
 		if len(plugins) == 0 {
@@ -183,6 +197,10 @@ func boolOf(ms []member, key string) (bool, error) {
 // configuration of the next plugin under keys of their own, and a request that
 // came back to the daemon would start itself over and over.
 func callsBraid(data []byte) bool {
+	// Nothing but itself and an escape of one of its characters spells the name.
+	if !bytes.Contains(data, []byte(OwnType)) && !bytes.Contains(data, []byte(`\u`)) {
+		return false
+	}
 	var tree any
 	if err := json.Unmarshal(data, &tree); err != nil {
 		return false // the caller has verified data

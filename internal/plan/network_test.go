@@ -97,6 +97,10 @@ var badNetworks = []struct {
 	{`{"type": "flannel", "delegate": {"type": "braid\u002dcni"}}`, "a network cannot be Braid itself", 7},
 	{`{"type": "multus", "delegates": [{"plugins": [{"type": "braid-cni"}]}]}`, "a network cannot be Braid itself", 7},
 	{`{"type": "bridge", "ipam": {"type": "braid-cni"}}`, "a network cannot be Braid itself", 7},
+	{`{"type": "bridge", "x": "` + strings.Repeat("x", 64<<10) + `"}`, "65563 bytes are too long; 65536 are allowed", 7},
+	{`{"type": "bridge", "x": ` + strings.Repeat("[", 64) + strings.Repeat("]", 64) + `}`, "nested more than 64 levels deep", 7},
+	{strings.Repeat("[", 65_000), "nested more than 64 levels deep", 7},
+	{`{"plugins": [` + strings.Repeat(`{"type": "a"},`, 32) + `{"type": "a"}]}`, "plugins: 33 elements are too many; 32 are allowed", 7},
 }
 
 func TestParseNetworkRefuses(t *testing.T) {
@@ -104,7 +108,7 @@ func TestParseNetworkRefuses(t *testing.T) {
 		n, err := plan.ParseNetwork([]byte(c.config), "lab")
 		var e *plan.Error
 		if !errors.As(err, &e) || e.Code != c.code || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %+v\nhave %v\nwant code %d, %q", c.config, n, err, c.code, c.want)
+			t.Errorf("%s: %+v\nhave %v\nwant code %d, %q", c.config[:min(len(c.config), 200)], n, err, c.code, c.want)
 		}
 		if self := strings.Contains(c.want, "itself"); errors.Is(err, plan.ErrSelf) != self {
 			t.Errorf("%s: errors.Is(err, ErrSelf) is not %v", c.config, self)

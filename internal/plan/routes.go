@@ -36,7 +36,7 @@ func (c *RouteClaim) Gateway(is6 bool) (netip.Addr, bool) {
 }
 
 func readDefaultRoute(s *Selection, value json.RawMessage) error {
-	list, err := elements(value)
+	list, err := elements(value, 0)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func readDefaultRoute(s *Selection, value json.RawMessage) error {
 // decideRoutes decides through which attachment the default route leads, as far
 // as that is known beforehand: what a network brings is known for sure when it
 // is attached, and package attach then goes by the same order.
-func decideRoutes(list []Attachment) error {
+func decideRoutes(list []Attachment, said [][]routed) error {
 	owner := -1
 	for i, a := range list {
 		switch {
@@ -77,15 +77,15 @@ func decideRoutes(list []Attachment) error {
 	}
 	if owner >= 0 {
 		list[owner].becauseOfClaim()
-		if err := list[owner].gatewayIsOnLink(); err != nil {
+		if err := list[owner].gatewayIsOnLink(said[owner]); err != nil {
 			return about(list[owner].Network, err)
 		}
 	} else {
-		owner = foreseeOwner(list)
+		owner = foreseeOwner(list, said)
 	}
 	list[owner].DefaultRoute = true
 	for i := range list {
-		how, brings := list[i].bringsDefault()
+		how, brings := list[i].bringsDefault(said[i])
 		switch {
 		case i == owner:
 		case list[owner].Claim != nil && (brings || list[i].Default):
@@ -99,12 +99,12 @@ func decideRoutes(list []Attachment) error {
 
 // foreseeOwner is the first attachment that brings a default route: the default
 // network, unless its configuration is known to bring none.
-func foreseeOwner(list []Attachment) int {
-	if _, brings := list[0].bringsDefault(); brings || !list[0].tellsAll() {
+func foreseeOwner(list []Attachment, said [][]routed) int {
+	if _, brings := list[0].bringsDefault(said[0]); brings || !list[0].tellsAll() {
 		return 0
 	}
 	for i := range list {
-		if how, brings := list[i].bringsDefault(); brings {
+		if how, brings := list[i].bringsDefault(said[i]); brings {
 			list[i].because("default route: brought by the network (%s), and the default network brings none", how)
 			return i
 		}
@@ -138,7 +138,7 @@ func (c *RouteClaim) families() string {
 
 // gatewayIsOnLink refuses a gateway that cannot be reached through the
 // interface, when all that can be known of its addresses is known.
-func (a *Attachment) gatewayIsOnLink() error {
+func (a *Attachment) gatewayIsOnLink(said []routed) error {
 	for _, gw := range a.Claim.Gateways {
 		var subnets []netip.Prefix
 		for _, ip := range a.IPs {
@@ -150,7 +150,7 @@ func (a *Attachment) gatewayIsOnLink() error {
 				subnets = append(subnets, p)
 			}
 		}
-		routes := len(a.prefixes()) > len(a.IPs) // which may lead there
+		routes := len(a.destinations(said).Prefixes) > len(a.IPs) // which may lead there
 		if len(subnets) > 0 && !routes && !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(gw) }) {
 			return fmt.Errorf("default-route: gateway %s is in no subnet of %s (%s)", gw, a.IfName, strings.Join(a.IPs, ", "))
 		}
@@ -158,8 +158,8 @@ func (a *Attachment) gatewayIsOnLink() error {
 	return nil
 }
 
-// routed is what configurations say of routes, in the words of the reference
-// plugins.
+// routed is what a plugin's configuration says of addresses and routes, in the
+// words of the reference plugins.
 type routed struct {
 	IsDefaultGateway bool `json:"isDefaultGateway"`
 	// Delegate is flannel's.
@@ -167,6 +167,9 @@ type routed struct {
 		IsDefaultGateway bool `json:"isDefaultGateway"`
 	} `json:"delegate"`
 	IPAM struct {
+		Addresses []struct {
+			Address string `json:"address"`
+		} `json:"addresses"`
 		Subnet string `json:"subnet"`
 		Ranges [][]struct {
 			Subnet string `json:"subnet"`
@@ -177,14 +180,13 @@ type routed struct {
 	} `json:"ipam"`
 }
 
-// routed reads the plugins' configurations. What cannot be read says nothing;
-// its plugin will refuse it.
+// routed reads the plugins' configurations, each once. What cannot be read says
+// nothing; its plugin will refuse it.
 func (a *Attachment) routed() []routed {
-	var list []routed
-	for _, p := range a.Config.Plugins {
-		var r routed
-		if json.Unmarshal(p.Conf, &r) == nil {
-			list = append(list, r)
+	list := make([]routed, len(a.Config.Plugins))
+	for i, p := range a.Config.Plugins {
+		if json.Unmarshal(p.Conf, &list[i]) != nil {
+			list[i] = routed{}
 		}
 	}
 	return list
@@ -202,11 +204,11 @@ func (a Attachment) HasOwnTable() bool {
 
 // bringsDefault tells whether and how the configuration brings a default route
 // of the pod.
-func (a *Attachment) bringsDefault() (how string, brings bool) {
+func (a *Attachment) bringsDefault(said []routed) (how string, brings bool) {
 	if a.HasOwnTable() {
 		return "", false
 	}
-	for _, r := range a.routed() {
+	for _, r := range said {
 		if r.IsDefaultGateway || r.Delegate.IsDefaultGateway {
 			return "isDefaultGateway", true
 		}
@@ -233,11 +235,10 @@ var openTypes = []string{
 	"tuning", "bandwidth", "portmap", "firewall", "sbr", "vrf",
 }
 
-// prefixes are the destinations that the configuration is known to have routes
-// to, default routes excepted.
-func (a *Attachment) prefixes() []netip.Prefix {
+// destinations are those that the configuration is known to have routes to.
+func (a *Attachment) destinations(said []routed) Destinations {
 	texts := slices.Clone(a.IPs)
-	for _, r := range a.routed() {
+	for _, r := range said {
 		texts = append(texts, r.IPAM.Subnet)
 		for _, set := range r.IPAM.Ranges {
 			for _, part := range set {
@@ -248,23 +249,23 @@ func (a *Attachment) prefixes() []netip.Prefix {
 			texts = append(texts, route.Dst)
 		}
 	}
-	var list []netip.Prefix
+	d := Destinations{IfName: a.IfName}
 	for _, text := range texts {
-		if p, err := netip.ParsePrefix(text); err == nil && p.Bits() > 0 && !slices.Contains(list, p.Masked()) {
-			list = append(list, p.Masked())
+		if p, err := netip.ParsePrefix(text); err == nil {
+			d.Add(p)
 		}
 	}
-	return list
+	return d
 }
 
 // explainOverlaps says of attachments whose routes overlap where packets go.
-func explainOverlaps(list []Attachment) {
+func explainOverlaps(list []Attachment, said [][]routed) {
 	var before []Destinations
 	for i := range list {
 		if list[i].HasOwnTable() {
 			continue
 		}
-		d := Destinations{IfName: list[i].IfName, Prefixes: list[i].prefixes()}
+		d := list[i].destinations(said[i])
 		for _, sentence := range d.Overlaps(before) {
 			list[i].because("%s", sentence)
 		}
@@ -279,12 +280,32 @@ type Destinations struct {
 	Prefixes []netip.Prefix
 }
 
+// maxCompared is how many destinations of a pod's networks are compared with
+// each other, which takes time with the third power of their number.
+const maxCompared = 128
+
+// Add adds a destination unless it is there, or is a default route, or there
+// are too many to be compared already.
+func (d *Destinations) Add(p netip.Prefix) {
+	if p = p.Masked(); p.Bits() > 0 && len(d.Prefixes) <= maxCompared && !slices.Contains(d.Prefixes, p) {
+		d.Prefixes = append(d.Prefixes, p)
+	}
+}
+
 // Overlaps says for a person, one sentence each, which way packets go to
 // destinations that d shares with attachments before it. The kernel takes the
 // longest prefix, and of equal ones the first.
 func (d Destinations) Overlaps(before []Destinations) []string {
 	var sentences []string
 	say := func(format string, args ...any) { sentences = append(sentences, fmt.Sprintf(format, args...)) }
+	all := len(d.Prefixes)
+	for _, b := range before {
+		all += len(b.Prefixes)
+	}
+	if all > maxCompared {
+		say("routes: too many to compare those of %s with those of the other networks", d.IfName)
+		return sentences
+	}
 	for _, p := range d.Prefixes {
 		if first := slices.IndexFunc(before, func(b Destinations) bool { return slices.Contains(b.Prefixes, p) }); first >= 0 {
 			other := before[first].IfName

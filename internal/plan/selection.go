@@ -31,8 +31,13 @@ const (
 	// which the bandwidth plugin refuses: no limit in practice, as the kubelet
 	// has it for its own bandwidth annotations.
 	defaultBurst = math.MaxInt32
-	// maxSelections keeps one pod from keeping a node busy.
+	// These keep one pod from keeping a node busy: how many elements there may
+	// be, and of each how many addresses and port mappings and how many bytes of
+	// cni-args.
 	maxSelections = 256
+	maxIPs        = 64
+	maxMappings   = 1024
+	maxArgs       = 32 << 10
 )
 
 // Selection is one element of the networks annotation (NPWG specification 1.3,
@@ -122,7 +127,10 @@ func parseSelections(annotation string) ([]Selection, error) {
 	}
 	parse, items := parseShort, []string(nil)
 	if strings.ContainsAny(annotation, `[{"`) {
-		list, err := elements([]byte(annotation))
+		if err := shallow([]byte(annotation)); err != nil {
+			return nil, err
+		}
+		list, err := elements([]byte(annotation), maxSelections)
 		if err != nil {
 			return nil, err
 		}
@@ -130,11 +138,10 @@ func parseSelections(annotation string) ([]Selection, error) {
 		for _, e := range list {
 			items = append(items, string(e))
 		}
+	} else if n := strings.Count(annotation, ",") + 1; n > maxSelections {
+		return nil, fmt.Errorf("%d elements are too many; %d are allowed", n, maxSelections)
 	} else {
 		items = strings.Split(annotation, ",")
-	}
-	if len(items) > maxSelections {
-		return nil, fmt.Errorf("%d networks are too many; %d are allowed", len(items), maxSelections)
 	}
 	var selections []Selection
 	for i, item := range items {
@@ -258,7 +265,7 @@ func readInterface(s *Selection, value json.RawMessage) error {
 }
 
 func readIPs(s *Selection, value json.RawMessage) error {
-	list, err := elements(value)
+	list, err := elements(value, maxIPs)
 	if err != nil {
 		return err
 	}
@@ -356,6 +363,9 @@ func readCNIArgs(s *Selection, value json.RawMessage) error {
 	if err != nil {
 		return err
 	}
+	if len(value) > maxArgs {
+		return fmt.Errorf("%d bytes are too long; %d are allowed", len(value), maxArgs)
+	}
 	s.CNIArgs = map[string]json.RawMessage{}
 	for _, m := range ms {
 		s.CNIArgs[m.key] = m.value
@@ -364,7 +374,7 @@ func readCNIArgs(s *Selection, value json.RawMessage) error {
 }
 
 func readPortMappings(s *Selection, value json.RawMessage) error {
-	list, err := elements(value)
+	list, err := elements(value, maxMappings)
 	if err != nil {
 		return err
 	}

@@ -137,9 +137,13 @@ var badAnnotations = []annotationCase{
 	{`[{"name": "a", "bandwidth": {"ingressBurst": 1}}]`, "ingressBurst needs ingressRate"},
 	{`[{"name": "a", "bandwidth": {"egressRate": -1}}]`, "below zero"},
 	{`[{"name": "a", "bandwidth": {"egressRate": 0.5}}]`, "want whole numbers"},
-	{strings.Repeat("a,", 300) + "a", "301 networks are too many; 256 are allowed"},
+	{strings.Repeat("a,", 300) + "a", "301 elements are too many; 256 are allowed"},
 	{strings.Repeat("x", 1<<20), "1048576 bytes are too long"},
-	{strings.Repeat("[", 100_000), "broken JSON"},
+	{strings.Repeat("[", 100_000), "nested more than 64 levels deep"},
+	{`[{"name": "a", "cni-args": {"x": ` + strings.Repeat(`{"a":`, 63) + "1" + strings.Repeat("}", 63) + `}}]`, "nested more than 64 levels deep"},
+	{`[{"name": "a", "ips": [` + strings.Repeat(`"10.0.0.1",`, 64) + `"10.0.0.2"]}]`, "ips: 65 elements are too many; 64 are allowed"},
+	{`[{"name": "a", "cni-args": {"x": "` + strings.Repeat("x", 32<<10) + `"}}]`, "cni-args: 32777 bytes are too long; 32768 are allowed"},
+	{`[{"name": "a", "x": "` + strings.Repeat("x", 256<<10) + `"}]`, "bytes are too long; 262144 are allowed"},
 }
 
 func TestParseNetworks(t *testing.T) {
