@@ -236,7 +236,7 @@ func podManifest(name, networks string) any {
 	return map[string]any{
 		"apiVersion": "v1", "kind": "Pod",
 		"metadata": map[string]any{"name": name, "namespace": "default", "labels": map[string]string{"bench": "pods"}, "annotations": annotations},
-		"spec": map[string]any{"nodeName": nodeName, "tolerations": []any{map[string]string{"operator": "Exists"}},
+		"spec": map[string]any{"nodeName": shared.node, "tolerations": []any{map[string]string{"operator": "Exists"}},
 			"containers": []any{map[string]string{"name": "none", "image": "none"}}},
 	}
 }

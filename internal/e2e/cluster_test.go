@@ -1,34 +1,12 @@
 package e2e
 
 import (
-	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 )
-
-// network declares a NetworkAttachmentDefinition of the default namespace.
-func (h *host) network(t *testing.T, name, config string) {
-	t.Helper()
-	manifest := fmt.Sprintf("apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\nmetadata:\n  name: %s\nspec:\n  config: |\n    %s\n",
-		name, strings.ReplaceAll(config, "\n", "\n    "))
-	if err := h.apply(t.Context(), manifest); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if _, err := h.lab.Kubectl(context.Background(), "delete", "net-attach-def", name); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func (h *host) extraNetwork(t *testing.T) {
-	h.network(t, "extra", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"braidextra0",
-  "ipam":{"type":"host-local","dataDir":"`+h.path("addresses")+`","subnet":"10.77.0.0/24"}}]}`)
-}
 
 func TestClusterCnitoolAddsChecksAndDeletes(t *testing.T) {
 	h := shared
@@ -44,7 +22,7 @@ func TestClusterCnitoolAddsChecksAndDeletes(t *testing.T) {
 				t.Errorf("no %q in the pod:\n%s", want, inside)
 			}
 		}
-		status := p.get(t, `{.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+		status := p.networkStatus(t)
 		for _, want := range []string{`"default-net"`, `"default/extra"`, `"extra0"`, `"02:00:00:00:77:50"`, `"10.77.0.50"`} {
 			if !strings.Contains(status, want) {
 				t.Errorf("no %s in the network-status %s", want, status)
@@ -54,21 +32,6 @@ func TestClusterCnitoolAddsChecksAndDeletes(t *testing.T) {
 		mustRun(t, p, "del")
 		h.nothingLeft(t, p)
 	}
-}
-
-func TestClusterCheckNamesWhatIsMissing(t *testing.T) {
-	h := shared
-	h.extraNetwork(t)
-	p := h.newPod(t, "extra")
-	mustRun(t, p, "add")
-	if err := removeLink(p.ns, "net1"); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := p.cnitool(t.Context(), "check"); err == nil || !strings.Contains(out, "net1") || !strings.Contains(out, "default/extra") {
-		t.Errorf("CHECK after net1 was removed: %v", err)
-	}
-	mustRun(t, p, "del")
-	h.nothingLeft(t, p)
 }
 
 // braidd in its container does not see every directory of the node. Addresses
@@ -136,7 +99,7 @@ func TestClusterBadInputIsAClearErrorAndLeavesNothing(t *testing.T) {
 				t.Errorf("the error does not name %q: %s", tc.want, out)
 			}
 			h.nothingLeft(t, p)
-			h.eventSays(t, p, tc.want)
+			p.eventSays(t, tc.want)
 			mustRun(t, p, "del")
 		})
 	}
@@ -170,15 +133,11 @@ func TestClusterDaemonKilledAtAnyMoment(t *testing.T) {
 		}
 		h.nothingLeft(t, p)
 	}
-	if err := h.kill(); err != nil {
-		t.Fatal(err)
-	}
+	h.mustKill(t)
 	if left := h.records(t); len(left) > 0 {
 		t.Errorf("records left: %+v", left)
 	}
-	if err := h.start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	h.mustStart(t)
 }
 
 // killDuring kills braidd delay after verb began, starts it again, and expects
@@ -197,16 +156,6 @@ func (h *host) killDuring(t *testing.T, p *pod, verb string, delay time.Duration
 	}
 }
 
-func (h *host) restart(t *testing.T) {
-	t.Helper()
-	if err := h.kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // nothingLeft expects the pod's namespace to be empty and the host to have
 // neither ports nor reserved addresses.
 func (h *host) nothingLeft(t *testing.T, p *pod) {
@@ -218,27 +167,6 @@ func (h *host) nothingLeft(t *testing.T, p *pod) {
 	}
 	if world := h.world(t); strings.Contains(world, "veth") || strings.Contains(world, h.path("addresses")) {
 		t.Errorf("left on the host:\n%s", world)
-	}
-}
-
-func (h *host) eventSays(t *testing.T, p *pod, want string) {
-	t.Helper()
-	err := within(t.Context(), 10*time.Second, "an event about "+want, func() error {
-		out, err := h.lab.Kubectl(t.Context(), "get", "events", "--field-selector=involvedObject.name="+p.name, "-o", "jsonpath={.items[*].message}")
-		if err == nil && !strings.Contains(out, want) {
-			err = fmt.Errorf("events say %q", out)
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-func mustRun(t *testing.T, p *pod, verb string) {
-	t.Helper()
-	if _, err := p.cnitool(t.Context(), verb); err != nil {
-		t.Fatal(err)
 	}
 }
 

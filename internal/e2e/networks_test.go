@@ -28,11 +28,11 @@ func TestClusterDefaultRouteThroughTheNetworkThePodAsksFor(t *testing.T) {
 			if ours := c.kept == "10.76.0.1"; strings.Contains(result, `"0.0.0.0/0"`) != ours {
 				t.Errorf("the runtime is told %s", result)
 			}
-			gateways := p.get(t, `{.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+			gateways := p.networkStatus(t)
 			if strings.Count(gateways, `"gateway"`) != 1 || !strings.Contains(gateways, `"`+c.kept+`"`) {
 				t.Errorf("network-status %s", gateways)
 			}
-			h.eventSays(t, p, c.event)
+			p.eventSays(t, c.event)
 			mustRun(t, p, "check")
 			mustRun(t, p, "del")
 			h.nothingLeft(t, p)
@@ -85,7 +85,7 @@ func TestClusterEveryPodGetsFlannelAndASecondNetwork(t *testing.T) {
 	if strings.Count(inside, "0.0.0.0/0") != 1 {
 		t.Errorf("more than one default route:\n%s", inside)
 	}
-	status := p.get(t, `{.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+	status := p.networkStatus(t)
 	for _, want := range []string{`"cbr0"`, `"default-net"`, `"eth1"`, `"default/extra"`} {
 		if !strings.Contains(status, want) {
 			t.Errorf("no %s in the network-status %s", want, status)
