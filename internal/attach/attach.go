@@ -34,6 +34,7 @@ type Store interface {
 	Begin(ctx context.Context, records []store.Record) error
 	Attached(ctx context.Context, k store.Key, made store.Made) error
 	Remove(ctx context.Context, keys ...store.Key) error
+	Rebuild(ctx context.Context, records []store.Record, damaged []store.Key) error
 	Sandbox(containerID, ifName string) ([]store.Record, error)
 }
 
@@ -87,6 +88,7 @@ func (a *Attacher) Add(ctx context.Context, sb store.Sandbox, p plan.Plan, reach
 	}
 	records := intents(sb, p)
 	if err := a.Store.Begin(ctx, records); err != nil {
+		err = fmt.Errorf("%w: %w", errNotRecorded, err)
 		// They may be stored nevertheless.
 		return nil, errors.Join(err, a.rollback(ctx, progress{records: records}, reach))
 	}
@@ -96,6 +98,9 @@ func (a *Attacher) Add(ctx context.Context, sb store.Sandbox, p plan.Plan, reach
 	}
 	return pr.done, nil
 }
+
+var errNotRecorded = types.NewError(types.ErrTryAgainLater,
+	"nothing was attached, because it could not be recorded; look at the disk of braidd's state directory", "")
 
 // replay answers a repeated request, or clears the way for a new one.
 func (a *Attacher) replay(ctx context.Context, sb store.Sandbox, p plan.Plan, reach Reach) ([]Attached, error) {
@@ -116,7 +121,8 @@ func (a *Attacher) replay(ctx context.Context, sb store.Sandbox, p plan.Plan, re
 			return done, err
 		}
 	}
-	if _, err := a.Del(ctx, sb.ContainerID, sb.IfName, reach); err != nil {
+	deleted, err := a.Del(ctx, sb.ContainerID, sb.IfName, reach)
+	if err = errors.Join(err, deleted.Kept); err != nil {
 		return nil, fmt.Errorf("take down what an earlier ADD left: %w", err)
 	}
 	return nil, nil
@@ -127,7 +133,7 @@ func sameRequest(records []store.Record, sb store.Sandbox, p plan.Plan) bool {
 		return false
 	}
 	for i, r := range records {
-		if !r.Complete() || r.Index != i || r.Sandbox.NSID != sb.NSID || r.Sandbox.Args != sb.Args ||
+		if !r.Complete() || r.Rebuilt || r.Index != i || r.Sandbox.NSID != sb.NSID || r.Sandbox.Args != sb.Args ||
 			!sameAttachment(r.Attachment, p.Attachments[i]) {
 			return false
 		}
@@ -363,7 +369,8 @@ func (a *Attacher) forget(ctx context.Context, keys []store.Key) error {
 func (a *Attacher) Undo(ctx context.Context, containerID, ifName string, reach Reach) error {
 	ctx, cancel := a.cleanup(ctx)
 	defer cancel()
-	if _, err := a.Del(ctx, containerID, ifName, reach); err != nil {
+	deleted, err := a.Del(ctx, containerID, ifName, reach)
+	if err = errors.Join(err, deleted.Kept); err != nil {
 		return fmt.Errorf("roll back: %w", err)
 	}
 	return nil
@@ -377,11 +384,17 @@ type Deleted struct {
 	Damaged *store.DamagedError
 	// GaveUp holds the errors of programs that Del will not ask again.
 	GaveUp []error
+	// Kept is why records of what is gone could not be removed, nil when they
+	// were. Nothing but they themselves is left; a later Del removes them.
+	Kept error
 }
 
 // Del takes a sandbox down by its records, last attachment first. Everything
 // is attempted; what could not be removed keeps its record, so that the
 // runtime's next DEL goes on from there. A sandbox without records is no error.
+//
+// What damaged records spoke of is unknown. Del releases the addresses that the
+// container still holds where that can be found out without a configuration.
 //
 // One thing is given up: a program that never finished ADD, and then failed or
 // hung when it was asked to DEL, is asked once more and no third time. A pod
@@ -393,10 +406,14 @@ func (a *Attacher) Del(ctx context.Context, containerID, ifName string, reach Re
 		return d, err
 	}
 	d.Records = len(records)
-	if err := a.takeDown(ctx, records, &d, reach); err != nil || d.Damaged == nil {
+	err = a.takeDown(ctx, records, &d, reach)
+	if d.Damaged == nil {
 		return d, err
 	}
-	return d, a.forget(ctx, d.Damaged.Keys)
+	if err = errors.Join(err, a.Sweep(ctx, containerID)); err == nil {
+		d.Kept = errors.Join(d.Kept, a.forget(ctx, d.Damaged.Keys))
+	}
+	return d, err
 }
 
 // takeDown detaches what is recorded, last first, and forgets what is gone.
@@ -414,7 +431,20 @@ func (a *Attacher) takeDown(ctx context.Context, records []store.Record, d *Dele
 		}
 		gone = append(gone, r.Key())
 	}
-	return errors.Join(append(errs, a.forget(ctx, gone))...)
+	d.Kept = a.forget(ctx, gone)
+	return errors.Join(errs...)
+}
+
+// Sweep releases the addresses that a container holds, of whatever attachment.
+// It is for one that ended and whose records are lost.
+func (a *Attacher) Sweep(ctx context.Context, containerID string) error {
+	var errs []error
+	for _, plugin := range a.IPAM {
+		if s, ok := plugin.(ipam.Sweeper); ok {
+			errs = append(errs, s.Sweep(ctx, containerID))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (a *Attacher) delOne(ctx context.Context, r store.Record, reach Reach) error {

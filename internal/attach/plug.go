@@ -196,7 +196,7 @@ func (a *Attacher) Unplug(ctx context.Context, containerID, ifName string, which
 		}
 	}
 	err = a.takeDown(ctx, going, &d, reach)
-	return d, err
+	return d, errors.Join(err, d.Kept)
 }
 
 // Unfinished tells of a record that a change of a sandbox that ran left behind:
@@ -216,7 +216,7 @@ func (a *Attacher) Again(sb store.Sandbox, reach Reach) (done []Attached, ok boo
 		return nil, false, err
 	}
 	for _, r := range records {
-		if !r.InUse() || r.Sandbox.NSID != sb.NSID || r.Sandbox.Args != sb.Args {
+		if !r.InUse() || r.Rebuilt || r.Sandbox.NSID != sb.NSID || r.Sandbox.Args != sb.Args {
 			return nil, false, nil
 		}
 	}

@@ -59,6 +59,14 @@ type Driver interface {
 	Check(ctx context.Context, s Spec) error
 }
 
+// Lender is a Driver that moves links of the node into the container. Detach
+// has to give them back, for which it must know whether the namespace is there:
+// a nil NetNS is then no guess that will do.
+type Lender interface {
+	Driver
+	Lends()
+}
+
 // IPAM is an address delegate bound to one attachment.
 type IPAM interface {
 	Add(ctx context.Context) (*current.Result, error)

@@ -43,3 +43,11 @@ type Limited interface {
 	Plugin
 	Serves(conf []byte) bool
 }
+
+// Sweeper is a Plugin that can find out what a container holds without any
+// configuration.
+type Sweeper interface {
+	Plugin
+	// Sweep releases all that the container holds, in every network.
+	Sweep(ctx context.Context, containerID string) error
+}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -17,6 +18,9 @@ type DamagedError struct {
 	// Reasons says what is wrong with each, in the order in which they lie in
 	// the store.
 	Reasons []string
+	// Guesses are records that can be read in spite of it. Any part of them may
+	// be wrong; they are for when nothing better is known.
+	Guesses []Record
 }
 
 // Error lists the damaged records.
@@ -30,6 +34,15 @@ type damagedRecord struct {
 	reason     string
 }
 
+// guess reads the record for what it is worth.
+func (d damagedRecord) guess() (r Record, ok bool) {
+	if len(d.value) < headerSize || d.value[0] != format || d.key == (Key{}) {
+		return Record{}, false
+	}
+	err := json.Unmarshal(d.value[headerSize:], &r)
+	return r, err == nil && r.Key() == d.key
+}
+
 func damage(ds []damagedRecord) error {
 	if len(ds) == 0 {
 		return nil
@@ -40,6 +53,9 @@ func damage(ds []damagedRecord) error {
 		if d.key != (Key{}) {
 			e.Keys = append(e.Keys, d.key)
 			name = fmt.Sprintf("record of %v", d.key)
+		}
+		if r, ok := d.guess(); ok {
+			e.Guesses = append(e.Guesses, r)
 		}
 		e.Reasons = append(e.Reasons, name+": "+d.reason)
 	}
@@ -54,6 +70,12 @@ func quarantine(tx *bbolt.Tx, ds []damagedRecord) error {
 		if !bytes.Equal(from.Get(d.raw), d.value) {
 			continue
 		}
+		if d.key == (Key{}) {
+			// It may be of any sandbox.
+			if err := tx.Bucket(bucketMeta).Put(keyMissing, []byte{1}); err != nil {
+				return err
+			}
+		}
 		if err := errors.Join(to.Put(d.raw, d.value), from.Delete(d.raw)); err != nil {
 			return err
 		}
@@ -65,7 +87,7 @@ func quarantine(tx *bbolt.Tx, ds []damagedRecord) error {
 func quarantined(tx *bbolt.Tx, prefix []byte) (ds []damagedRecord) {
 	c := tx.Bucket(bucketQuarantine).Cursor()
 	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		d := damagedRecord{raw: bytes.Clone(k), reason: "it was set aside"}
+		d := damagedRecord{raw: bytes.Clone(k), value: bytes.Clone(v), reason: "it was set aside"}
 		var err error
 		if d.key, err = decodeKey(k); err != nil {
 			d.reason = err.Error()

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+
+	"go.etcd.io/bbolt"
 )
 
 // Key identifies a record: one attachment of one sandbox.
@@ -69,7 +71,10 @@ func decodeKey(b []byte) (Key, error) {
 
 // format is the first byte of every value. The next four are a checksum of the
 // JSON after them: bbolt has none of its own for data.
-const format = 1
+const (
+	format     = 1
+	headerSize = 5
+)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -83,10 +88,39 @@ func encodeRecord(r Record) ([]byte, error) {
 
 // seal puts the format and the checksum before the JSON of a record.
 func seal(data []byte) []byte {
-	b := make([]byte, 0, len(data)+5)
+	b := make([]byte, 0, headerSize+len(data))
 	b = append(b, format)
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(data, castagnoli))
 	return append(b, data...)
+}
+
+// entry is a record as it lies in the store.
+type entry struct{ key, value []byte }
+
+func encodeAll(records []Record) ([]entry, error) {
+	entries := make([]entry, len(records))
+	for i, r := range records {
+		key, err := r.Key().encode()
+		if err != nil {
+			return nil, fmt.Errorf("store attachment %s: %w", r.Attachment.IfName, err)
+		}
+		value, err := encodeRecord(r)
+		if err != nil {
+			return nil, fmt.Errorf("store attachment %s: %w", r.Attachment.IfName, err)
+		}
+		entries[i] = entry{key, value}
+	}
+	return entries, nil
+}
+
+func put(tx *bbolt.Tx, entries []entry) error {
+	b := tx.Bucket(bucketAttachments)
+	for _, e := range entries {
+		if err := b.Put(e.key, e.value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func decodeRecord(k Key, b []byte) (Record, error) {
@@ -96,11 +130,11 @@ func decodeRecord(k Key, b []byte) (Record, error) {
 	if b[0] != format {
 		return Record{}, fmt.Errorf("it has format %d, this version of Braid knows %d", b[0], format)
 	}
-	if len(b) < 5 {
+	if len(b) < headerSize {
 		return Record{}, errors.New("it is cut short")
 	}
-	data := b[5:]
-	if crc32.Checksum(data, castagnoli) != binary.BigEndian.Uint32(b[1:5]) {
+	data := b[headerSize:]
+	if crc32.Checksum(data, castagnoli) != binary.BigEndian.Uint32(b[1:headerSize]) {
 		return Record{}, errors.New("its checksum is wrong")
 	}
 	var r Record

@@ -129,9 +129,12 @@ func (s *Store) replace(reason error, wait time.Duration) error {
 	}
 	abandon(old)
 	saved := salvage(path)
-	err = guard(func() error {
-		return s.file.db.Update(func(tx *bbolt.Tx) error { return putRecords(tx, saved) })
-	})
+	entries, err := encodeAll(saved)
+	if err == nil {
+		err = guard(func() error {
+			return s.file.db.Update(func(tx *bbolt.Tx) error { return put(tx, entries) })
+		})
+	}
 	if err != nil {
 		return errors.Join(reason, err)
 	}
@@ -341,22 +344,4 @@ func backward(c *bbolt.Cursor, first bool) ([]byte, []byte) {
 		return c.Last()
 	}
 	return c.Prev()
-}
-
-func putRecords(tx *bbolt.Tx, records []Record) error {
-	b := tx.Bucket(bucketAttachments)
-	for _, r := range records {
-		key, err := r.Key().encode()
-		if err != nil {
-			return err
-		}
-		value, err := encodeRecord(r)
-		if err != nil {
-			return err
-		}
-		if err := b.Put(key, value); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -132,28 +132,11 @@ func (s *Store) Close() error {
 // nil. An error leaves open whether they are stored, so the caller treats them
 // as if they were.
 func (s *Store) Begin(ctx context.Context, records []Record) error {
-	type entry struct{ key, value []byte }
-	entries := make([]entry, len(records))
-	for i, r := range records {
-		key, err := r.Key().encode()
-		if err != nil {
-			return fmt.Errorf("store attachment %s: %w", r.Attachment.IfName, err)
-		}
-		value, err := encodeRecord(r)
-		if err != nil {
-			return fmt.Errorf("store attachment %s: %w", r.Attachment.IfName, err)
-		}
-		entries[i] = entry{key, value}
+	entries, err := encodeAll(records)
+	if err != nil {
+		return err
 	}
-	return s.write(ctx, func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketAttachments)
-		for _, e := range entries {
-			if err := b.Put(e.key, e.value); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return s.write(ctx, func(tx *bbolt.Tx) error { return put(tx, entries) })
 }
 
 // Attached completes a record with what came of its ADD.
@@ -215,6 +198,34 @@ func (s *Store) Remove(ctx context.Context, keys ...Key) error {
 	})
 }
 
+// Rebuild stores records in place of damaged ones, all of it or nothing. The
+// damaged ones are forgotten.
+func (s *Store) Rebuild(ctx context.Context, records []Record, damaged []Key) error {
+	entries, err := encodeAll(records)
+	if err != nil {
+		return err
+	}
+	var forget [][]byte
+	for _, k := range damaged {
+		key, err := k.encode()
+		if err != nil {
+			return fmt.Errorf("forget damaged record: %w", err)
+		}
+		forget = append(forget, key)
+	}
+	for _, e := range entries {
+		forget = append(forget, e.key)
+	}
+	return s.write(ctx, func(tx *bbolt.Tx) error {
+		for _, key := range forget {
+			if err := tx.Bucket(bucketQuarantine).Delete(key); err != nil {
+				return err
+			}
+		}
+		return put(tx, entries)
+	})
+}
+
 // Sandbox returns the records of one sandbox in the order of its plan. When
 // some cannot be read it returns the others and a *DamagedError, which names
 // them again until they are removed.
@@ -263,9 +274,20 @@ func (s *Store) Missing() (bool, error) {
 	return missing, nil
 }
 
-// Rebuilt notes that everything that was missing has been looked for.
+// Rebuilt notes that everything that was missing has been looked for. Damaged
+// records of which not even the key can be read are forgotten.
 func (s *Store) Rebuilt(ctx context.Context) error {
-	return s.write(ctx, func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Delete(keyMissing) })
+	return s.write(ctx, func(tx *bbolt.Tx) error {
+		for _, d := range quarantined(tx, nil) {
+			if d.key != (Key{}) {
+				continue
+			}
+			if err := tx.Bucket(bucketQuarantine).Delete(d.raw); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketMeta).Delete(keyMissing)
+	})
 }
 
 // Healthy reports why records cannot be written at the moment, nil when they

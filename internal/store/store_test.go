@@ -202,13 +202,79 @@ func mustEncode(t *testing.T, r Record) []byte {
 	return b
 }
 
+func TestRebuiltRecordsTakeThePlaceOfDamagedOnes(t *testing.T) {
+	dir, ctx := t.TempDir(), context.Background()
+	s := open(t, dir)
+	lost := []Record{record("c1", "eth0", 1), record("c1", "eth0", 2)}
+	must(t, s.Begin(ctx, append(lost, record("c1", "eth0", 0))))
+	must(t, s.Close())
+	tamper(t, dir, func(tx *bbolt.Tx) error {
+		for _, r := range lost {
+			key, err := r.Key().encode()
+			must(t, err)
+			value := mustEncode(t, r)
+			value[len(value)-3] ^= 1
+			must(t, tx.Bucket(bucketAttachments).Put(key, value))
+		}
+		return nil
+	})
+	s = open(t, dir)
+	_, err := s.Sandbox("c1", "eth0")
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) || len(damaged.Keys) != 2 {
+		t.Fatalf("Sandbox = %v", err)
+	}
+	again := lost[0]
+	again.Rebuilt = true
+	must(t, s.Rebuild(ctx, []Record{again}, damaged.Keys))
+	must(t, s.Close())
+	got, err := open(t, dir).Sandbox("c1", "eth0")
+	must(t, err)
+	if diff := cmp.Diff([]Record{record("c1", "eth0", 0), again}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestDamagedRecordThatCanBeReadIsAGuess(t *testing.T) {
+	dir, ctx := t.TempDir(), context.Background()
+	s := open(t, dir)
+	r := record("c1", "eth0", 0)
+	must(t, s.Begin(ctx, []Record{r}))
+	must(t, s.Close())
+	tamper(t, dir, func(tx *bbolt.Tx) error {
+		key, err := r.Key().encode()
+		must(t, err)
+		value := mustEncode(t, r)
+		value[1] ^= 1
+		return tx.Bucket(bucketAttachments).Put(key, value)
+	})
+	_, err := open(t, dir).Sandbox("c1", "eth0")
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Record{r}, damaged.Guesses); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestDamagedKeyIsSetAside(t *testing.T) {
 	dir := t.TempDir()
-	must(t, open(t, dir).Close())
+	s := open(t, dir)
+	must(t, s.Rebuilt(context.Background()))
+	must(t, s.Close())
 	tamper(t, dir, func(tx *bbolt.Tx) error { return tx.Bucket(bucketAttachments).Put([]byte("nonsense"), []byte("x")) })
-	_, err := open(t, dir).All()
-	if err == nil || !strings.Contains(err.Error(), "nonsense") {
+	s = open(t, dir)
+	if _, err := s.All(); err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("All = %v", err)
+	}
+	// Whose it was is unknown, so everybody is looked after.
+	if !missing(t, s) {
+		t.Error("nothing is said to be missing")
+	}
+	must(t, s.Rebuilt(context.Background()))
+	if _, err := s.All(); err != nil || missing(t, s) {
+		t.Errorf("after everything was rebuilt: %v", err)
 	}
 }
 

@@ -70,6 +70,9 @@ func (d *hostDevice) Attach(ctx context.Context, s driver.Spec) (*current.Result
 	return res, nil
 }
 
+// Lends implements driver.Lender.
+func (d *hostDevice) Lends() {}
+
 // Detach implements driver.Driver.
 func (d *hostDevice) Detach(ctx context.Context, s driver.Spec) error {
 	c, err := parse(s)
