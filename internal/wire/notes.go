@@ -42,11 +42,9 @@ type Note struct {
 	File string `json:"-"`
 	// Written is when the shim wrote it, by the clock of the node.
 	Written time.Time `json:"written"`
-	// NSDev and NSIno identify the container's namespace at that moment, as
-	// device and inode of its file. Both are 0 when it was gone already.
-	NSDev   uint64  `json:"nsDev,omitempty"`
-	NSIno   uint64  `json:"nsIno,omitempty"`
-	Request Request `json:"request"`
+	// Namespace is the container's at that moment, zero when it was gone already.
+	Namespace Namespace `json:"namespace,omitzero"`
+	Request   Request   `json:"request"`
 }
 
 // DamagedNote is a file among the notes that is none.
@@ -101,14 +99,22 @@ func newNote(r Request, netns *os.File) (Note, error) {
 	if netns == nil {
 		return n, nil
 	}
+	var err error
+	n.Namespace, err = Identify(netns)
+	return n, err
+}
+
+// Identify identifies an open namespace.
+func Identify(netns *os.File) (Namespace, error) {
 	info, err := netns.Stat()
 	if err != nil {
-		return n, fmt.Errorf("identify the container's namespace: %w", err)
+		return Namespace{}, fmt.Errorf("identify the network namespace: %w", err)
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		n.NSDev, n.NSIno = st.Dev, st.Ino
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return Namespace{}, errors.ErrUnsupported
 	}
-	return n, nil
+	return Namespace{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
 // noteName is unambiguous: an ID of CNI has no "@".

@@ -30,10 +30,12 @@ const Version = 1
 const MaxFrame = 16 << 20
 
 // Request is one invocation of the CNI plugin, as the runtime made it (CNI
-// specification 1.1, section 2).
+// specification 1.1, section 2). Two commands are the daemon's own: it has them
+// sent to itself, by the hand that it keeps on the host.
 type Request struct {
 	// Version is filled in by Do.
-	Version     int    `json:"version"`
+	Version int `json:"version"`
+	// Command is CNI_COMMAND, or STAY or REACH.
 	Command     string `json:"command"`
 	ContainerID string `json:"containerID,omitempty"`
 	// NetNS is CNI_NETNS, a path in the mount namespace of the runtime. The
@@ -133,6 +135,10 @@ func (e *ExecError) Is(target error) bool {
 type Reply struct {
 	Stdout []byte `json:"stdout,omitempty"`
 	Error  *Error `json:"error,omitempty"`
+	// Stay has the shim leave a hand behind when it goes: a process that
+	// connects with the command STAY and runs programs for the daemon when no
+	// request of the runtime is there.
+	Stay bool `json:"stay,omitempty"`
 }
 
 // Error is an error result of CNI (specification 1.1, section 5). The shim
@@ -165,6 +171,29 @@ const (
 	CodeLimitedConnectivity = 51
 	CodeInternal            = 999
 )
+
+// The commands that are not of CNI.
+const (
+	// CommandStay offers a hand: Path is the directory that it was started
+	// from, and the connection lasts for as long as the daemon wants it.
+	CommandStay = "STAY"
+	// CommandReach brings the namespace of a container, as a request of the
+	// runtime would, and serves as the hand for what is done to it. Its Stdin
+	// holds a Reach.
+	CommandReach = "REACH"
+)
+
+// Reach is the key of a REACH's configuration that tells the daemon which of
+// its own wishes this is.
+type Reach struct {
+	Token string `json:"reach"`
+}
+
+// Namespace identifies a network namespace, as device and inode of its file.
+type Namespace struct {
+	Dev uint64 `json:"dev"`
+	Ino uint64 `json:"ino"`
+}
 
 var (
 	// ErrUnreachable means that no daemon listens: nothing was asked of it.
