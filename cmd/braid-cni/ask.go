@@ -26,20 +26,35 @@ type patience struct {
 const (
 	defaultTimeout = 120 * time.Second
 	maxTimeout     = time.Hour
-	statusTimeout  = 10 * time.Second
+	// statusTimeout is below the five seconds after which kubelet asks again:
+	// there are never two of them.
+	statusTimeout = 4 * time.Second
+	// delConnect is how long a DEL waits for a daemon before it leaves a note:
+	// long enough for a restart, and no pod's end takes much longer for it.
+	delConnect = 10 * time.Second
 )
 
 // patienceFor decides how long r may take.
 func patienceFor(r request) patience {
-	p := patience{total: defaultTimeout, connect: 20 * time.Second, resend: 60 * time.Second}
+	total := defaultTimeout
 	if r.conf.Timeout > 0 {
-		p.total = time.Duration(r.conf.Timeout) * time.Second
+		total = time.Duration(r.conf.Timeout) * time.Second
 	}
-	if r.Command == "STATUS" {
+	switch r.Command {
+	case "STATUS":
 		// Not being there is an answer to STATUS.
-		p = patience{total: min(p.total, statusTimeout)}
+		return patience{total: min(total, statusTimeout)}
+	case "REACH":
+		return patience{total: total} // the daemon that wants it is there
+	case "ADD":
+		// Whoever fails is set up anew from the beginning: waiting is less work.
+		return patience{total: total, connect: total, resend: total}
+	case "DEL":
+		// What is left of the time is for the note.
+		return patience{total: total, connect: min(delConnect, total/2), resend: min(60*time.Second, total/2)}
+	default:
+		return patience{total: total, connect: 20 * time.Second, resend: 60 * time.Second}
 	}
-	return p
 }
 
 // reserve is the part of the total that the daemon does not get, so that it
@@ -49,12 +64,10 @@ func reserve(left time.Duration) time.Duration { return min(left/4, 15*time.Seco
 // errTimeout is the cause of a request that ran out of its total.
 var errTimeout = errors.New("timed out")
 
-// ask puts the request to the daemon until it is answered or patience ends.
-func ask(ctx context.Context, call wire.Call, p patience) (wire.Reply, *wire.Error) {
+// ask puts the request to the daemon until it is answered or patience ends,
+// which is a *givenUp. The caller's ctx ends with the total of patience.
+func ask(ctx context.Context, call wire.Call, p patience) (wire.Reply, error) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, p.total, errTimeout)
-	defer cancel()
-
 	silent := start // since when no daemon has listened
 	pause := backoff{}
 	for attempt := 1; ; attempt++ {
@@ -74,7 +87,7 @@ func ask(ctx context.Context, call wire.Call, p patience) (wire.Reply, *wire.Err
 			silent, pause = time.Now(), backoff{}
 		}
 		if !again || !pause.wait(ctx) {
-			return wire.Reply{}, gaveUp(call, err, attempt, time.Since(start))
+			return wire.Reply{}, &givenUp{call.Request.Command, call.Socket, err, attempt, time.Since(start)}
 		}
 	}
 }
@@ -97,12 +110,28 @@ func (b *backoff) wait(ctx context.Context) bool {
 	}
 }
 
-// gaveUp says what was tried, on what, and what to do. Code 11 has the runtime
-// try again later.
-func gaveUp(call wire.Call, err error, attempts int, took time.Duration) *wire.Error {
-	command := call.Request.Command
-	tried := fmt.Sprintf("%s asked %d time(s) in %v on %s: %v", command, attempts, took.Round(10*time.Millisecond), call.Socket, err)
+// givenUp is a request that nobody answered.
+type givenUp struct {
+	command, socket string
+	// err is that of the last attempt.
+	err      error
+	attempts int
+	took     time.Duration
+}
+
+// Error says what was tried and on what.
+func (g *givenUp) Error() string {
+	return fmt.Sprintf("%s asked %d time(s) in %v on %s: %v", g.command, g.attempts, g.took.Round(10*time.Millisecond), g.socket, g.err)
+}
+
+// Unwrap returns the error of the last attempt.
+func (g *givenUp) Unwrap() error { return g.err }
+
+// failure is the error result for the runtime, with what to do. Code 11 has the
+// runtime try again later.
+func failure(err error) *wire.Error {
 	const look = "; look at the braidd pod of this node"
+	tried := err.Error()
 	e := &wire.Error{Code: wire.CodeTryAgainLater}
 	switch {
 	case errors.Is(err, wire.ErrTooLarge):
@@ -118,7 +147,8 @@ func gaveUp(call wire.Call, err error, attempts int, took time.Duration) *wire.E
 	default:
 		e.Msg, e.Details = "the request was given up", tried
 	}
-	if command == "STATUS" {
+	var g *givenUp
+	if errors.As(err, &g) && g.command == "STATUS" {
 		e.Code = wire.CodeNotAvailable
 	}
 	return e

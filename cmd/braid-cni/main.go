@@ -41,6 +41,10 @@ type process struct {
 // run serves one request and returns the exit code.
 func run(p process) int {
 	switch command := p.getenv("CNI_COMMAND"); {
+	case len(p.args) == 2 && p.args[0] == "stay":
+		return stay(p, p.args[1])
+	case len(p.args) == 1 && p.args[0] == "namespaces":
+		return listNamespaces(p)
 	case len(p.args) > 0 || command == "" && isTerminal(p.stdout):
 		return about(p)
 	case command == "VERSION":
@@ -67,9 +71,9 @@ func serve(p process) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	reply, failure := ask(ctx, wire.Call{Socket: r.conf.Socket, Request: r.Request, NetNS: netns, Run: runProgram}, patienceFor(r))
-	if failure == nil {
-		failure = reply.Error
+	reply, failure := converse(ctx, r, netns)
+	if reply.Stay {
+		defer leaveHand(p, r.conf.Socket)
 	}
 	if failure != nil {
 		return fail(p.stdout, r.conf, failure)
@@ -79,6 +83,23 @@ func serve(p process) int {
 		return 1
 	}
 	return 0
+}
+
+// converse has the daemon serve r, or leaves word for it.
+func converse(ctx context.Context, r request, netns *os.File) (wire.Reply, *wire.Error) {
+	patience := patienceFor(r)
+	ctx, cancel := context.WithTimeoutCause(ctx, patience.total, errTimeout)
+	defer cancel()
+	call := wire.Call{Socket: r.conf.Socket, Request: r.Request, NetNS: netns, Run: runProgram}
+	reply, err := ask(ctx, call, patience)
+	switch {
+	case err == nil:
+		return reply, reply.Error
+	case r.Command == "DEL" && absent(err):
+		return leaveNote(ctx, r.conf.Notes, call, err)
+	default:
+		return reply, failure(err)
+	}
 }
 
 // fail prints an error result (CNI specification 1.1, section 5).
@@ -137,12 +158,18 @@ its environment and a network configuration on its standard input.
 
   braid-cni --version   print the version
   braid-cni --help      print this text
+  braid-cni stay SOCKET run programs for the braidd that listens there, for as
+                        long as it wants: braidd has it started
+  braid-cni namespaces  of the paths on standard input, a list in JSON, print
+                        those that are network namespaces
 
 It hands each request to braidd on this node. Keys of the configuration:
 
   type      "braid-cni"
   socket    where braidd listens (default ` + wire.DefaultSocket + `)
   timeout   seconds after which a request is given up (default 120)
+  notes     where to leave word of a DEL while braidd is not there
+            (default ` + wire.DefaultNotes + `)
   switch    set while the node moves from one network to another: requests go
             to the plugins of these two, not to braidd
 
@@ -172,16 +199,16 @@ func isTerminal(f *os.File) bool {
 }
 
 // openNetNS opens the container's namespace. It is nil when the request needs
-// none, and for a DEL whose namespace is gone.
+// none, and for a DEL or a REACH whose namespace is gone.
 func openNetNS(r request) (*os.File, *wire.Error) {
-	if r.NetNS == "" || r.Command != "ADD" && r.Command != "CHECK" && r.Command != "DEL" {
+	if r.NetNS == "" || !verbs()[r.Command].netns {
 		return nil, nil
 	}
 	f, err := netNS(r.NetNS, r.sharesNetNS)
 	switch {
 	case err == nil:
 		return f, nil
-	case r.Command == "DEL" && errors.Is(err, errNoNetNS):
+	case (r.Command == "DEL" || r.Command == "REACH") && errors.Is(err, errNoNetNS):
 		return nil, nil
 	default:
 		return nil, &wire.Error{Code: wire.CodeInvalidEnvironment, Msg: fmt.Sprintf("CNI_NETNS %q is not usable", r.NetNS), Details: err.Error()}

@@ -42,6 +42,8 @@ type conf struct {
 	Socket string `json:"socket"`
 	// Timeout is how many seconds the request may take in all.
 	Timeout int `json:"timeout"`
+	// Notes is the directory for DELs that nobody serves.
+	Notes string `json:"notes"`
 	// Switch makes the shim a gate between two networks.
 	Switch json.RawMessage `json:"switch"`
 }
@@ -58,11 +60,16 @@ func (c conf) outputVersion() string {
 // cniVersion that introduced it (CNI specification 1.1, section 2). CNI_PATH is
 // not among them: only a plugin that runs others needs it, and the daemon knows
 // where the node's plugins are.
+//
+// REACH is not of CNI: the daemon has it run to get at a container that the
+// runtime asks nothing for. It does nothing but to bring the namespace, and the
+// daemon takes it from nobody else.
 func verbs() map[string]verb {
 	return map[string]verb{
-		"ADD":    {needs: []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"}},
-		"CHECK":  {needs: []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"}, since: "0.4.0"},
-		"DEL":    {needs: []string{"CNI_CONTAINERID", "CNI_IFNAME"}},
+		"ADD":    {needs: []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"}, netns: true},
+		"CHECK":  {needs: []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"}, netns: true, since: "0.4.0"},
+		"DEL":    {needs: []string{"CNI_CONTAINERID", "CNI_IFNAME"}, netns: true},
+		"REACH":  {needs: []string{"CNI_CONTAINERID", "CNI_IFNAME"}, netns: true},
 		"GC":     {since: "1.1.0"},
 		"STATUS": {since: "1.1.0"},
 	}
@@ -70,6 +77,8 @@ func verbs() map[string]verb {
 
 type verb struct {
 	needs []string
+	// netns says that the container's namespace goes with it.
+	netns bool
 	since string
 }
 
@@ -172,6 +181,9 @@ func parseConf(data []byte) (conf, *wire.Error) {
 	if c.Socket == "" {
 		c.Socket = wire.DefaultSocket
 	}
+	if c.Notes == "" {
+		c.Notes = wire.DefaultNotes
+	}
 	switch {
 	case c.Name == "":
 		return invalid("the network configuration has no name")
@@ -179,6 +191,8 @@ func parseConf(data []byte) (conf, *wire.Error) {
 		return invalid("network name %q: it must begin with a letter or a digit and go on with these, '_', '.' or '-'", c.Name)
 	case !filepath.IsAbs(c.Socket) || len(c.Socket) > maxSocket:
 		return invalid("socket %q: it must be an absolute path of at most %d bytes", c.Socket, maxSocket)
+	case !filepath.IsAbs(c.Notes):
+		return invalid("notes %q: it must be an absolute path", c.Notes)
 	case c.Timeout < 0 || c.Timeout > int(maxTimeout/time.Second):
 		return invalid("timeout %d: it must be between 1 and %d seconds", c.Timeout, maxTimeout/time.Second)
 	}

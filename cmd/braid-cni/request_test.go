@@ -25,11 +25,15 @@ func TestPatienceFollowsTheConfiguration(t *testing.T) {
 		timeout int
 		want    patience
 	}{
-		"by default":    {"ADD", 0, patience{120 * time.Second, 20 * time.Second, 60 * time.Second}},
-		"as configured": {"DEL", 300, patience{300 * time.Second, 20 * time.Second, 60 * time.Second}},
-		"STATUS":        {"STATUS", 0, patience{total: 10 * time.Second}},
-		"STATUS, less":  {"STATUS", 2, patience{total: 2 * time.Second}},
-		"STATUS, more":  {"STATUS", 300, patience{total: 10 * time.Second}},
+		"ADD":                {"ADD", 0, patience{120 * time.Second, 120 * time.Second, 120 * time.Second}},
+		"ADD, as configured": {"ADD", 300, patience{300 * time.Second, 300 * time.Second, 300 * time.Second}},
+		"DEL":                {"DEL", 0, patience{120 * time.Second, 10 * time.Second, 60 * time.Second}},
+		"DEL, a short one":   {"DEL", 2, patience{2 * time.Second, time.Second, time.Second}},
+		"GC":                 {"GC", 300, patience{300 * time.Second, 20 * time.Second, 60 * time.Second}},
+		"STATUS":             {"STATUS", 0, patience{total: 4 * time.Second}},
+		"STATUS, less":       {"STATUS", 2, patience{total: 2 * time.Second}},
+		"STATUS, more":       {"STATUS", 300, patience{total: 4 * time.Second}},
+		"REACH":              {"REACH", 3600, patience{total: time.Hour}},
 	} {
 		got := patienceFor(request{Request: wire.Request{Command: test.command}, conf: conf{Timeout: test.timeout}})
 		if got != test.want {

@@ -98,8 +98,14 @@ func (c call) input() string {
 	if version == "" {
 		version = "1.1.0"
 	}
+	// Notes lie beside the socket, so that no test leaves any on this machine.
+	if filepath.IsAbs(c.socket) && !strings.Contains(c.conf, `"notes"`) {
+		c.conf += fmt.Sprintf(`,"notes":%q`, c.notes())
+	}
 	return fmt.Sprintf(`{"cniVersion":%q,"name":"net","type":"braid-cni","socket":%q%s}`, version, c.socket, c.conf)
 }
+
+func (c call) notes() string { return filepath.Join(filepath.Dir(c.socket), "notes") }
 
 // shim is the running program.
 type shim struct {
@@ -217,7 +223,7 @@ func receive[T any](t *testing.T, what string, c <-chan T) T {
 }
 
 func TestEveryVerbReachesTheDaemon(t *testing.T) {
-	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS"} {
+	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS", "REACH"} {
 		for _, version := range supportedVersions() {
 			if version < verbs()[verb].since {
 				continue
@@ -326,6 +332,7 @@ func TestBadInputIsRefusedWithTheCodeOfTheSpecification(t *testing.T) {
 		"name with a slash":          {call{verb: "ADD", stdin: in(`{"cniVersion":"1.0.0","name":"../a"}`)}, 7, "../a"},
 		"relative socket":            {call{verb: "ADD", socket: "run/s"}, 7, "absolute"},
 		"long socket":                {call{verb: "ADD", socket: "/" + strings.Repeat("x", 107)}, 7, "107"},
+		"relative notes":             {call{verb: "DEL", conf: `,"notes":"var/notes"`}, 7, "absolute"},
 		"timeout of a wrong kind":    {call{verb: "ADD", conf: `,"timeout":"1s"`}, 7, "timeout"},
 		"negative timeout":           {call{verb: "ADD", conf: `,"timeout":-1`}, 7, "timeout"},
 		"timeout beyond reason":      {call{verb: "ADD", conf: `,"timeout":1000000000000`}, 7, "timeout"},
@@ -407,7 +414,7 @@ func TestDelWorksWithoutTheNamespace(t *testing.T) {
 }
 
 func TestAbsentDaemonIsWaitedForAndThenTriedAgainLater(t *testing.T) {
-	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC"} {
+	for _, verb := range []string{"ADD", "CHECK", "GC", "REACH"} {
 		t.Run(verb, func(t *testing.T) {
 			t.Parallel()
 			socket := socketPath(t)
@@ -415,8 +422,8 @@ func TestAbsentDaemonIsWaitedForAndThenTriedAgainLater(t *testing.T) {
 			if e.Code != 11 || !strings.Contains(e.Details, socket) || !strings.Contains(e.Details, "braidd pod") {
 				t.Errorf("%+v: want code 11, what was tried and what to do", e)
 			}
-			if strings.Contains(e.Details, "asked 1 time(s)") {
-				t.Errorf("%q: want several attempts", e.Details)
+			if once := strings.Contains(e.Details, "asked 1 time(s)"); once != (verb == "REACH") {
+				t.Errorf("%q: want several attempts, one for REACH", e.Details)
 			}
 		})
 	}
@@ -430,7 +437,7 @@ func TestStatusSaysAtOnceThatTheDaemonIsAbsent(t *testing.T) {
 }
 
 func TestHungDaemonIsGivenUp(t *testing.T) {
-	for verb, code := range map[string]uint{"ADD": 11, "STATUS": 50} {
+	for verb, code := range map[string]uint{"ADD": 11, "DEL": 11, "STATUS": 50} {
 		t.Run(verb, func(t *testing.T) {
 			t.Parallel()
 			timeout := make(chan time.Duration, 1)

@@ -54,6 +54,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Isolation:       conf.isolation(),
 		SubnetFile:      readSubnetFile,
 		Cluster:         clusterFor(cluster),
+		Socket:          f.socket(),
 		Installed:       func() error { return installed(f.confDir) },
 		Log:             log,
 		RequestTimeout:  time.Duration(conf.RequestTimeout),

@@ -88,6 +88,9 @@ type Config struct {
 	// Installed, if not nil, says why the runtime would not call Braid.
 	Installed func() error
 	Log       *slog.Logger
+	// Socket is where the daemon listens, as the host sees it. The default is
+	// wire.DefaultSocket.
+	Socket string
 	// RequestTimeout bounds each request. The default is 60 seconds.
 	RequestTimeout time.Duration
 	// Parallel bounds how many ADDs, and besides them how many DELs, are
@@ -99,6 +102,7 @@ type Config struct {
 type Daemon struct {
 	Config
 	queue       queue
+	hands       hands
 	adds, dels  lane
 	takenDown   recent
 	statusLimit time.Duration
@@ -118,8 +122,12 @@ func New(c Config) *Daemon {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Socket == "" {
+		c.Socket = wire.DefaultSocket
+	}
 	return &Daemon{
 		Config: c,
+		hands:  hands{idle: handIdle},
 		adds:   make(lane, c.Parallel), dels: make(lane, c.Parallel),
 		statusLimit: 5 * time.Second,
 		late:        newBell(),
@@ -153,8 +161,17 @@ func podName(p plan.Pod) string {
 	return p.Namespace + "/" + p.Name
 }
 
-// Handle serves one connection of a shim.
+// Handle serves one connection of a shim: a request of the runtime, or the hand
+// on the host and what it brings.
 func (d *Daemon) Handle(c *wire.Conn) {
+	switch c.Request().Command {
+	case wire.CommandStay:
+		d.stand(c)
+		return
+	case wire.CommandReach:
+		d.reached(c)
+		return
+	}
 	start := time.Now()
 	raw := c.Request()
 	ctx, cancel := context.WithTimeoutCause(c.Context(), d.RequestTimeout,
@@ -165,7 +182,9 @@ func (d *Daemon) Handle(c *wire.Conn) {
 		d.logRequest(raw, start, fmt.Errorf("left to the next daemon: %w", err))
 		return // without a reply the shim asks again
 	}
-	if replyErr := c.Reply(replyWith(stdout, err)); replyErr != nil {
+	reply := replyWith(stdout, err)
+	reply.Stay = d.hands.ask(time.Now())
+	if replyErr := c.Reply(reply); replyErr != nil {
 		err = errors.Join(err, replyErr)
 	}
 	d.logRequest(raw, start, err)

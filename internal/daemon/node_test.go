@@ -34,6 +34,8 @@ type node struct {
 	kernel  *kernel
 	config  Config
 	log     *lockedBuffer
+	// grace is what requests under way get when the daemon is killed.
+	grace time.Duration
 
 	daemon *Daemon
 	store  *store.Store
@@ -104,6 +106,7 @@ func (n *node) start() {
 	}
 	c := n.config
 	c.Records = n.store
+	c.Socket = n.socket()
 	c.Attacher = &attach.Attacher{
 		Drivers:       map[string]driver.Driver{"fake": n.kernel, "fake2": n.kernel, "crash": crash{n.kernel}},
 		Store:         n.store,
@@ -120,7 +123,8 @@ func (n *node) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- (&wire.Server{Handle: n.daemon.Handle}).Serve(ctx, l) }()
+	server := &wire.Server{Handle: n.daemon.Handle, Grace: n.grace}
+	go func() { served <- server.Serve(ctx, l) }()
 	n.stop = func() {
 		cancel()
 		if err := <-served; err != nil {

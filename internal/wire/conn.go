@@ -27,7 +27,9 @@ type Conn struct {
 	netns   *os.File
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
-	reader  sync.WaitGroup
+	// stopping is closed when the server has been told to stop.
+	stopping <-chan struct{}
+	reader   sync.WaitGroup
 
 	sending sync.Mutex
 	replied bool // guarded by sending
@@ -39,13 +41,13 @@ type Conn struct {
 }
 
 // receive reads the request of a fresh connection. It closes conn on error.
-func receive(ctx context.Context, conn *net.UnixConn) (*Conn, error) {
+func receive(ctx context.Context, stopping <-chan struct{}, conn *net.UnixConn) (*Conn, error) {
 	request, netns, err := receiveRequest(conn)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	c := &Conn{
-		conn: conn, request: request, netns: netns,
+		conn: conn, request: request, netns: netns, stopping: stopping,
 		waiting: map[uint64]chan ExecResult{}, gone: make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
@@ -106,6 +108,10 @@ func (c *Conn) NetNS() *os.File { return c.netns }
 // Timeout of the request has passed, when the server's grace has (ErrShutdown),
 // and when the Conn is closed.
 func (c *Conn) Context() context.Context { return c.ctx }
+
+// Stopping is closed when the server has been told to stop: what would go on
+// without end should come to one. Context lasts for the server's grace.
+func (c *Conn) Stopping() <-chan struct{} { return c.stopping }
 
 // Exec has the shim run a program and waits for its end. A program that exited
 // with a code other than 0 is no error. One that could not be run, or that did

@@ -79,7 +79,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 
 	var serving sync.WaitGroup
 	err := s.accept(ctx, l, func(conn *net.UnixConn) {
-		serving.Go(func() { s.serve(requests, conn) })
+		serving.Go(func() { s.serve(requests, ctx.Done(), conn) })
 	})
 	err = errors.Join(err, l.Close())
 	grace := time.AfterFunc(s.Grace, func() { end(ErrShutdown) })
@@ -113,8 +113,8 @@ func (s *Server) accept(ctx context.Context, l *net.UnixListener, serve func(*ne
 	}
 }
 
-func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
-	c, err := receive(ctx, conn)
+func (s *Server) serve(ctx context.Context, stopping <-chan struct{}, conn *net.UnixConn) {
+	c, err := receive(ctx, stopping, conn)
 	if errors.Is(err, io.EOF) {
 		return // somebody only looked whether a daemon is there, as Listen does
 	}
