@@ -30,19 +30,21 @@ func main() {
 
 // flags are the daemon's command line (design, section 3).
 type flags struct {
-	nodeName    string
-	kubeconfig  string
-	noCluster   bool
-	runDir      string
-	stateDir    string
-	confDir     string
-	binDir      string
-	procSysNet  string
-	hostLocal   string
-	hostDirs    string
-	configFile  string
-	logLevel    string
-	showVersion bool
+	nodeName     string
+	kubeconfig   string
+	noCluster    bool
+	runDir       string
+	stateDir     string
+	confDir      string
+	binDir       string
+	procSysNet   string
+	hostLocal    string
+	hostDirs     string
+	podResources string
+	deviceInfo   string
+	configFile   string
+	logLevel     string
+	showVersion  bool
 }
 
 func command() *cobra.Command {
@@ -79,6 +81,8 @@ func command() *cobra.Command {
 	c.Flags().StringVar(&f.procSysNet, "proc-sys-net", "", "`directory` where the host's /proc/sys/net can be written (default: /proc/sys/net)")
 	c.Flags().StringVar(&f.hostLocal, "host-local-dir", "", "`directory` of host-local addresses (default: the reference plugin's)")
 	c.Flags().StringVar(&f.hostDirs, "host-dirs", "", "`directories` of the host that are seen here at the same path, separated by colons; plugins that need others run on the host (default: all)")
+	c.Flags().StringVar(&f.podResources, "pod-resources", "", "`socket` of the kubelet's podresources API, usually /var/lib/kubelet/pod-resources/kubelet.sock, for networks that are made of devices (default: there are none)")
+	c.Flags().StringVar(&f.deviceInfo, "device-info-dir", "", "`directory` of device information files, where device plugins and CNI plugins expect it, /var/run/k8s.cni.cncf.io/devinfo (default: there are none)")
 	c.Flags().StringVar(&f.configFile, "config", "", "`file` with settings in YAML")
 	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Flags().BoolVar(&f.showVersion, "version", false, "print the version")

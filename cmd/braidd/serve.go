@@ -15,6 +15,7 @@ import (
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/confdir"
 	"braid.dev/braid/internal/daemon"
+	"braid.dev/braid/internal/devices"
 	"braid.dev/braid/internal/kube"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/rtnl"
@@ -46,12 +47,18 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 	if err != nil {
 		return err
 	}
+	kubelet, err := kubeletFor(f, cluster)
+	if err != nil {
+		return err
+	}
 	d := daemon.New(daemon.Config{
 		Attacher:        attacher(f, conf, records),
 		Records:         records,
 		Networks:        networks,
 		ConfDirNetworks: conf.ConfDirNetworks,
 		Isolation:       conf.isolation(),
+		Devices:         kubelet,
+		DeviceInfoDir:   f.deviceInfo,
 		SubnetFile:      readSubnetFile,
 		Cluster:         clusterFor(cluster),
 		Socket:          f.socket(),
@@ -78,10 +85,23 @@ func attacher(f flags, conf config, records *store.Store) *attach.Attacher {
 		Drivers:        native.Drivers(node),
 		IPAM:           native.IPAM(node),
 		Store:          records,
+		DeviceInfo:     devices.Files{Dir: f.deviceInfo},
 		BinDirs:        filepath.SplitList(f.binDir),
 		PluginTimeout:  time.Duration(conf.PluginTimeout),
 		CleanupTimeout: time.Duration(conf.CleanupTimeout),
 	}
+}
+
+// kubeletFor tells the pods' devices, nil where there is no kubelet to ask.
+func kubeletFor(f flags, c *kube.Cluster) (daemon.Devices, error) {
+	if f.podResources == "" || c == nil {
+		return nil, nil
+	}
+	kubelet, err := devices.New(f.podResources, c.ResourceSlices)
+	if err != nil {
+		return nil, fmt.Errorf("--pod-resources: %w", err)
+	}
+	return kubelet, nil
 }
 
 // hostDirs splits the list; nil stands for every directory.

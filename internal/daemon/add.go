@@ -23,6 +23,7 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 	}
 	done, err := d.attach(ctx, r, pod)
 	if err != nil {
+		d.forgetDevices(pod)
 		d.reportFailure(ctx, pod, err)
 		return nil, err
 	}
@@ -132,7 +133,9 @@ func (d *Daemon) input(ctx context.Context, pod plan.Pod, containerID, ifName st
 	return plan.Input{
 		Pod: pod, IfName: ifName,
 		ConfDirNetworks: d.ConfDirNetworks,
-		Isolation:       d.Isolation, ContainerID: containerID,
+		Isolation:       d.Isolation,
+		ContainerID:     containerID, DeviceInfoDir: d.DeviceInfoDir,
+		Devices: d.devices(ctx, pod),
 		Definition: func(namespace, name string) (plan.Definition, bool) {
 			if d.Cluster == nil {
 				return plan.Definition{}, false

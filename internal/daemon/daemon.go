@@ -82,6 +82,12 @@ type Config struct {
 	// Cluster is nil on a machine without Kubernetes, where every container
 	// gets the default network.
 	Cluster Cluster
+	// Devices is nil where the kubelet is not asked, and networks that are made
+	// of devices cannot be had.
+	Devices Devices
+	// DeviceInfoDir is the directory of device information files, empty for
+	// none.
+	DeviceInfoDir string
 	// SubnetFile reads the file that Flannel's agent writes for its plugin. Nil
 	// leaves that plugin to its program.
 	SubnetFile func(path string) ([]byte, error)

@@ -18,6 +18,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"braid.dev/braid/internal/attach"
+	"braid.dev/braid/internal/devices"
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/plan"
@@ -112,6 +113,7 @@ func (n *node) start() {
 		Store:         n.store,
 		BinDirs:       []string{n.dir},
 		PluginTimeout: 2 * time.Second,
+		DeviceInfo:    devices.Files{Dir: c.DeviceInfoDir},
 	}
 	n.daemon = New(c)
 	if err := n.daemon.Recover(); err != nil {
@@ -265,12 +267,14 @@ type cluster struct {
 	mu          sync.Mutex
 	pods        map[string]plan.Pod
 	definitions map[string]string
-	statuses    map[string]string
-	events      []string
-	statusErr   error
-	apiErr      error
-	unsynced    error
-	away        error
+	// resource, if not empty, is the one whose devices all networks are made of.
+	resource  string
+	statuses  map[string]string
+	events    []string
+	statusErr error
+	apiErr    error
+	unsynced  error
+	away      error
 	// tries counts writes of a status, written names the pods of those that
 	// succeeded.
 	tries   int
@@ -304,7 +308,7 @@ func (c *cluster) Definition(_ context.Context, namespace, name string) (plan.De
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	conf, ok := c.definitions[namespace+"/"+name]
-	return plan.Definition{Namespace: namespace, Name: name, Config: conf}, ok, c.apiErr
+	return plan.Definition{Namespace: namespace, Name: name, Config: conf, ResourceName: c.resource}, ok, c.apiErr
 }
 
 func (c *cluster) SetNetworkStatus(_ context.Context, pod plan.Pod, text string) error {

@@ -25,7 +25,7 @@ func (d *Daemon) publish(ctx context.Context, pod plan.Pod, done []attach.Attach
 	}
 	outcomes := make([]status.Outcome, len(done))
 	for i, a := range done {
-		outcomes[i] = status.Outcome{Attachment: a.Attachment, Result: a.Result, Notes: a.Notes}
+		outcomes[i] = status.Outcome{Attachment: a.Attachment, Result: a.Result, Notes: a.Notes, DeviceInfo: a.DeviceInfo}
 	}
 	text, err := status.Text(outcomes)
 	if err != nil {

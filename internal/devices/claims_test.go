@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	api "k8s.io/kubelet/pkg/apis/podresources/v1"
+	"braid.dev/braid/internal/devices/kubelettest"
 )
 
 // published are the ResourceSlices of a cluster: by driver, pool and device.
@@ -36,30 +36,21 @@ func offer(resource, id string) map[string]string {
 	return map[string]string{ResourceNameAttribute: resource, DeviceIDAttribute: id, "driver.example/numa": "0"}
 }
 
-func claim(name string, devices ...claimed) *api.ContainerResources {
-	d := &api.DynamicResource{ClaimName: name, ClaimNamespace: "default"}
-	for _, c := range devices {
-		d.ClaimResources = append(d.ClaimResources, &api.ClaimResource{DriverName: c.driver, PoolName: c.pool, DeviceName: c.device})
-	}
-	return &api.ContainerResources{DynamicResources: []*api.DynamicResource{d}}
-}
-
 func TestClaimedDevicesAreThoseThatTheirDriverPublishes(t *testing.T) {
-	k := newKubelet(t)
-	k.pods = []*api.PodResources{pod("p",
-		claim("nets", claimed{"sriov", "node1", "vf3"}, claimed{"sriov", "node1", "vf1"}, claimed{"sriov", "node1", "vf2"}),
+	k := kubelettest.New(t).Start()
+	k.Containers("default/p",
+		kubelettest.Claim("nets", [3]string{"sriov", "node1", "vf3"}, [3]string{"sriov", "node1", "vf1"}, [3]string{"sriov", "node1", "vf2"}),
 		// Shared with the container before.
-		claim("nets", claimed{"sriov", "node1", "vf3"}, claimed{"sriov", "node1", "vf1"}, claimed{"sriov", "node1", "vf2"}),
-		claim("gpu", claimed{"gpu", "node1", "gpu0"}),
-	)}
-	k.start()
+		kubelettest.Claim("nets", [3]string{"sriov", "node1", "vf3"}, [3]string{"sriov", "node1", "vf1"}, [3]string{"sriov", "node1", "vf2"}),
+		kubelettest.Claim("gpu", [3]string{"gpu", "node1", "gpu0"}),
+	)
 	p := &published{devices: map[string]map[string]string{
 		"sriov/node1/vf1": offer("intel.com/vf", "0000:01:00.9"),
 		"sriov/node1/vf2": offer("intel.com/vf", "0000:01:00.2"),
 		"sriov/node1/vf3": offer("intel.com/other", "0000:02:00.1"),
 		"gpu/node1/gpu0":  {"gpu/model": "x"},
 	}}
-	c := k.client(p)
+	c := client(t, k, p)
 	if got := ids(t, c, "p", "intel.com/vf"); got != "0000:01:00.2 0000:01:00.9" {
 		t.Errorf("devices %q", got)
 	}
@@ -74,15 +65,14 @@ func TestClaimedDevicesAreThoseThatTheirDriverPublishes(t *testing.T) {
 // With the API server away, a pod with a device of a device plugin starts, also
 // when it has claimed a GPU.
 func TestDevicesOfAPluginDoNotDependOnClaims(t *testing.T) {
-	k := newKubelet(t)
-	k.pods = []*api.PodResources{pod("p", container("intel.com/vf", "0000:01:00.2"), claim("gpu", claimed{"gpu", "node1", "gpu0"}))}
-	k.start()
+	k := kubelettest.New(t).Start()
+	k.Containers("default/p", kubelettest.Container("intel.com/vf", "0000:01:00.2"), kubelettest.Claim("gpu", [3]string{"gpu", "node1", "gpu0"}))
 	p := &published{err: errors.New("the API server is away")}
-	c := k.client(p)
+	c := client(t, k, p)
 	if got := ids(t, c, "p", "intel.com/vf"); got != "0000:01:00.2" || len(p.asked) > 0 {
 		t.Errorf("devices %q, asked %v", got, p.asked)
 	}
-	_, err := c.Of(t.Context(), planPod("p"), "claimed.example/vf")
+	_, err := c.Of(t.Context(), pod("p"), "claimed.example/vf")
 	if err == nil || !strings.Contains(err.Error(), "driver gpu publishes of its pool node1: the API server is away") {
 		t.Errorf("error %v", err)
 	}
@@ -95,14 +85,13 @@ func TestDevicesOfAPluginDoNotDependOnClaims(t *testing.T) {
 }
 
 func TestClaimedDeviceWithHalfAnOfferIsNoNetworksDevice(t *testing.T) {
-	k := newKubelet(t)
-	k.pods = []*api.PodResources{pod("p", claim("c", claimed{"d", "n", "1"}, claimed{"d", "n", "2"}, claimed{"d", "n", "3"}))}
-	k.start()
+	k := kubelettest.New(t).Start()
+	k.Containers("default/p", kubelettest.Claim("c", [3]string{"d", "n", "1"}, [3]string{"d", "n", "2"}, [3]string{"d", "n", "3"}))
 	p := &published{devices: map[string]map[string]string{
 		"d/n/1": {ResourceNameAttribute: "a/b"},
 		"d/n/2": {DeviceIDAttribute: "eth7"},
 	}}
-	c := k.client(p)
+	c := client(t, k, p)
 	for _, resource := range []string{"a/b", ""} {
 		if got := ids(t, c, "p", resource); got != "" {
 			t.Errorf("resource %q: devices %q", resource, got)

@@ -108,7 +108,7 @@ const maxKnown = 256
 func (k *Kubelet) Of(ctx context.Context, pod plan.Pod, resource string) ([]plan.Device, error) {
 	h, err := k.holding(ctx, pod)
 	if err != nil {
-		return nil, fmt.Errorf("devices of resource %s: %w", resource, err)
+		return nil, err
 	}
 	ids := h.plugin[resource]
 	// A resource is a device plugin's or a driver's. So a pod with a device of
@@ -116,7 +116,7 @@ func (k *Kubelet) Of(ctx context.Context, pod plan.Pod, resource string) ([]plan
 	if len(ids) == 0 && len(h.claimed) > 0 && k.slices != nil {
 		byClaim, err := k.resolve(ctx, h)
 		if err != nil {
-			return nil, fmt.Errorf("devices of resource %s: %w", resource, err)
+			return nil, err
 		}
 		ids = byClaim[resource]
 	}
@@ -151,7 +151,7 @@ func (k *Kubelet) holding(ctx context.Context, pod plan.Pod) (*holding, error) {
 	}
 	resources, err := k.ask(ctx, pod.Namespace, pod.Name)
 	if err != nil {
-		return nil, fmt.Errorf("ask the kubelet (%s) for those of pod %s/%s: %w", k.endpoint, pod.Namespace, pod.Name, err)
+		return nil, fmt.Errorf("ask the kubelet (%s) for the devices of pod %s/%s: %w", k.endpoint, pod.Namespace, pod.Name, err)
 	}
 	h = holdingOf(resources)
 	if pod.UID == "" {

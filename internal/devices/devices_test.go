@@ -5,156 +5,51 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	api "k8s.io/kubelet/pkg/apis/podresources/v1"
 
+	"braid.dev/braid/internal/devices/kubelettest"
 	"braid.dev/braid/internal/plan"
 )
 
-// kubelet serves the podresources API as the kubelet does.
-type kubelet struct {
-	api.UnimplementedPodResourcesListerServer
-	t    *testing.T
-	path string
-
-	mu   sync.Mutex
-	pods []*api.PodResources
-	// getErr, if not nil, is the answer to Get; refuse is how many questions
-	// are still refused by its rate limit.
-	getErr error
-	refuse int
-	// hang, if not nil, holds every answer until it is closed.
-	hang  chan struct{}
-	asked []string
-	bell  chan struct{} // rings with each question
-}
-
-func newKubelet(t *testing.T) *kubelet {
-	dir, err := os.MkdirTemp("", "braid-kubelet-") // a socket's path is short
+// client asks this kubelet, in a hurry.
+func client(t *testing.T, k *kubelettest.Kubelet, s Slices) *Kubelet {
+	t.Helper()
+	c, err := New("unix://"+k.Socket, s)
 	if err != nil {
 		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return &kubelet{t: t, path: filepath.Join(dir, "kubelet.sock"), bell: make(chan struct{}, 1000)}
-}
-
-func (k *kubelet) start() {
-	l, err := net.Listen("unix", k.path)
-	if err != nil {
-		k.t.Error(err)
-		return
-	}
-	s := grpc.NewServer()
-	api.RegisterPodResourcesListerServer(s, k)
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
-	k.t.Cleanup(func() {
-		s.Stop()
-		if err := <-served; err != nil {
-			k.t.Error(err)
-		}
-	})
-}
-
-func (k *kubelet) question(ctx context.Context, q string) error {
-	k.mu.Lock()
-	k.asked = append(k.asked, q)
-	k.bell <- struct{}{}
-	hang, refuse := k.hang, k.refuse > 0
-	if refuse {
-		k.refuse--
-	}
-	k.mu.Unlock()
-	if refuse {
-		return status.Error(codes.ResourceExhausted, "rejected by rate limit")
-	}
-	if hang != nil {
-		select {
-		case <-hang:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-func (k *kubelet) Get(ctx context.Context, r *api.GetPodResourcesRequest) (*api.GetPodResourcesResponse, error) {
-	if err := k.question(ctx, "Get "+r.PodNamespace+"/"+r.PodName); err != nil {
-		return nil, err
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.getErr != nil {
-		return nil, k.getErr
-	}
-	for _, p := range k.pods {
-		if p.Namespace == r.PodNamespace && p.Name == r.PodName {
-			return &api.GetPodResourcesResponse{PodResources: p}, nil
-		}
-	}
-	return nil, fmt.Errorf("pod %s in namespace %s not found", r.PodName, r.PodNamespace)
-}
-
-func (k *kubelet) List(ctx context.Context, _ *api.ListPodResourcesRequest) (*api.ListPodResourcesResponse, error) {
-	if err := k.question(ctx, "List"); err != nil {
-		return nil, err
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return &api.ListPodResourcesResponse{PodResources: k.pods}, nil
-}
-
-func (k *kubelet) set(change func()) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	change()
-}
-
-func (k *kubelet) questions() []string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return slices.Clone(k.asked)
-}
-
-// client asks this kubelet, in a hurry.
-func (k *kubelet) client(s Slices) *Kubelet {
-	k.t.Helper()
-	c, err := New("unix://"+k.path, s)
-	if err != nil {
-		k.t.Fatal(err)
 	}
 	c.patience, c.between = time.Minute, time.Millisecond
 	return c
 }
 
-func container(resource string, ids ...string) *api.ContainerResources {
-	return &api.ContainerResources{Devices: []*api.ContainerDevices{{ResourceName: resource, DeviceIds: ids}}}
+// questions are those that the kubelet was asked until now.
+func questions(k *kubelettest.Kubelet) []string {
+	var asked []string
+	for {
+		select {
+		case q := <-k.Asked:
+			asked = append(asked, q)
+		default:
+			return asked
+		}
+	}
 }
 
-func pod(name string, containers ...*api.ContainerResources) *api.PodResources {
-	return &api.PodResources{Namespace: "default", Name: name, Containers: containers}
-}
-
-func planPod(name string) plan.Pod {
-	return plan.Pod{Namespace: "default", Name: name, UID: "uid-" + name}
-}
+func pod(name string) plan.Pod { return plan.Pod{Namespace: "default", Name: name, UID: "uid-" + name} }
 
 func ids(t *testing.T, c *Kubelet, name, resource string) string {
 	t.Helper()
-	list, err := c.Of(t.Context(), planPod(name), resource)
+	list, err := c.Of(t.Context(), pod(name), resource)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	var text []string
 	for _, d := range list {
@@ -167,21 +62,18 @@ func ids(t *testing.T, c *Kubelet, name, resource string) string {
 }
 
 func TestDevicesOfAllContainersAreListedInOneOrder(t *testing.T) {
-	k := newKubelet(t)
-	k.pods = []*api.PodResources{
-		pod("other", container("intel.com/vf", "0000:01:00.7")),
-		{Namespace: "elsewhere", Name: "p", Containers: []*api.ContainerResources{container("intel.com/vf", "0000:01:00.6")}},
-		pod("p",
-			container("intel.com/vf", "0000:01:00.5", "0000:01:00.2"),
-			container("nvidia.com/gpu", "GPU-1"),
-			// The kubelet lists devices of one NUMA node after the other.
-			&api.ContainerResources{Devices: []*api.ContainerDevices{
-				{ResourceName: "intel.com/vf", DeviceIds: []string{"0000:01:00.1"}},
-				{ResourceName: "intel.com/vf", DeviceIds: []string{"0000:01:00.3"}},
-			}}),
-	}
-	k.start()
-	c := k.client(nil)
+	k := kubelettest.New(t).Start()
+	k.Devices("default/other", "intel.com/vf", "0000:01:00.7")
+	k.Devices("elsewhere/p", "intel.com/vf", "0000:01:00.6")
+	k.Containers("default/p",
+		kubelettest.Container("intel.com/vf", "0000:01:00.5", "0000:01:00.2"),
+		kubelettest.Container("nvidia.com/gpu", "GPU-1"),
+		// The kubelet lists the devices of one NUMA node after those of another.
+		&api.ContainerResources{Devices: []*api.ContainerDevices{
+			{ResourceName: "intel.com/vf", DeviceIds: []string{"0000:01:00.1"}},
+			{ResourceName: "intel.com/vf", DeviceIds: []string{"0000:01:00.3"}},
+		}})
+	c := client(t, k, nil)
 	if got, want := ids(t, c, "p", "intel.com/vf"), "0000:01:00.1 0000:01:00.2 0000:01:00.3 0000:01:00.5"; got != want {
 		t.Errorf("devices %q, want %q", got, want)
 	}
@@ -191,21 +83,21 @@ func TestDevicesOfAllContainersAreListedInOneOrder(t *testing.T) {
 }
 
 func TestKubeletIsAskedOnceForEachPod(t *testing.T) {
-	k := newKubelet(t)
-	k.pods = []*api.PodResources{pod("p", container("a/b", "1")), pod("q", container("a/b", "2"))}
-	k.start()
-	c := k.client(nil)
+	k := kubelettest.New(t).Start()
+	k.Devices("default/p", "a/b", "1")
+	k.Devices("default/q", "a/b", "2")
+	c := client(t, k, nil)
 	for range 3 {
 		ids(t, c, "p", "a/b")
 		ids(t, c, "p", "a/c")
 		ids(t, c, "q", "a/b")
 	}
-	if asked := k.questions(); !slices.Equal(asked, []string{"Get default/p", "Get default/q"}) {
+	if asked := questions(k); !slices.Equal(asked, []string{"Get default/p", "Get default/q"}) {
 		t.Errorf("asked %v", asked)
 	}
 	// Its successor of the same name is another pod.
-	k.set(func() { k.pods[0] = pod("p", container("a/b", "3")) })
-	next := planPod("p")
+	k.Devices("default/p", "a/b", "3")
+	next := pod("p")
 	next.UID = "uid-of-the-next"
 	if list, err := c.Of(t.Context(), next, "a/b"); err != nil || len(list) != 1 || list[0].ID != "3" {
 		t.Errorf("the next pod has %v, %v", list, err)
@@ -213,19 +105,18 @@ func TestKubeletIsAskedOnceForEachPod(t *testing.T) {
 	if got := ids(t, c, "p", "a/b"); got != "1" {
 		t.Errorf("the first pod now has %q", got)
 	}
-	c.Forget(planPod("p"))
+	c.Forget(pod("p"))
 	if got := ids(t, c, "p", "a/b"); got != "3" {
 		t.Errorf("after Forget: %q", got)
 	}
 }
 
 func TestNoMorePodsAreRememberedThanANodeRuns(t *testing.T) {
-	k := newKubelet(t)
-	k.start()
-	c := k.client(nil)
+	k := kubelettest.New(t).Start()
+	c := client(t, k, nil)
 	for i := range maxKnown + 10 {
 		name := fmt.Sprint("p", i)
-		k.set(func() { k.pods = []*api.PodResources{pod(name, container("a/b", "1"))} })
+		k.Devices("default/"+name, "a/b", "1")
 		ids(t, c, name, "a/b")
 	}
 	if len(c.known) != maxKnown || len(c.order) != maxKnown {
@@ -241,14 +132,15 @@ func TestKubeletWithoutGetIsAskedForItsList(t *testing.T) {
 		status.Error(codes.Unimplemented, "unknown method Get"),
 		errors.New("PodResources API Get method disabled"),
 	} {
-		k := newKubelet(t)
-		k.getErr = without
-		k.pods = []*api.PodResources{pod("other", container("a/b", "1")), pod("p", container("a/b", "2"))}
-		k.start()
-		if got := ids(t, k.client(nil), "p", "a/b"); got != "2" {
+		k := kubelettest.New(t)
+		k.GetError = without
+		k.Start()
+		k.Devices("default/other", "a/b", "1")
+		k.Devices("default/p", "a/b", "2")
+		if got := ids(t, client(t, k, nil), "p", "a/b"); got != "2" {
 			t.Errorf("%v: %q", without, got)
 		}
-		if asked := k.questions(); !slices.Equal(asked, []string{"Get default/p", "List"}) {
+		if asked := questions(k); !slices.Equal(asked, []string{"Get default/p", "List"}) {
 			t.Errorf("%v: asked %v", without, asked)
 		}
 	}
@@ -256,18 +148,21 @@ func TestKubeletWithoutGetIsAskedForItsList(t *testing.T) {
 
 // A pod of a StatefulSet may come while the one before it still ends.
 func TestTwoPodsOfOneNameAreNotMixedUp(t *testing.T) {
-	k := newKubelet(t)
-	k.getErr = status.Error(codes.Unimplemented, "")
-	k.pods = []*api.PodResources{pod("p", container("a/b", "1")), pod("p", container("a/b", "2"))}
-	k.start()
-	c := k.client(nil)
+	k := kubelettest.New(t)
+	k.GetError = status.Error(codes.Unimplemented, "")
+	k.Start()
+	k.Devices("default/p", "a/b", "1")
+	k.Twice("default/p")
+	c := client(t, k, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	answers := make(chan error, 1)
 	go func() {
-		_, err := c.Of(ctx, planPod("p"), "a/b")
+		_, err := c.Of(ctx, pod("p"), "a/b")
 		answers <- err
 	}()
-	k.wait(4) // it is asked again and again
+	for range 6 {
+		<-k.Asked // again and again
+	}
 	select {
 	case err := <-answers:
 		t.Fatalf("an answer while there are two: %v", err)
@@ -277,31 +172,24 @@ func TestTwoPodsOfOneNameAreNotMixedUp(t *testing.T) {
 	if err := <-answers; err == nil || !strings.Contains(err.Error(), "two pods of this name") {
 		t.Errorf("error %v", err)
 	}
-	k.set(func() { k.pods = k.pods[1:] })
-	if got := ids(t, c, "p", "a/b"); got != "2" {
+	k.Twice("")
+	if got := ids(t, c, "p", "a/b"); got != "1" {
 		t.Errorf("devices %q", got)
 	}
 }
 
-// wait waits until the kubelet was asked n times more.
-func (k *kubelet) wait(n int) {
-	for range n {
-		<-k.bell
-	}
-}
-
 func TestKubeletThatRestartsIsWaitedFor(t *testing.T) {
-	k := newKubelet(t)
-	k.pods = []*api.PodResources{pod("p", container("a/b", "1"))}
-	k.refuse = 3 // others ask it too
+	k := kubelettest.New(t)
+	k.Refuse = 3 // others ask it too
+	k.Devices("default/p", "a/b", "1")
 	// One that is about to end still has its socket, and answers nobody.
-	dying, err := net.Listen("unix", k.path)
+	dying, err := net.Listen("unix", k.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dying.Close()
 	answers := make(chan string, 1)
-	c := k.client(nil)
+	c := client(t, k, nil)
 	go func() { answers <- ids(t, c, "p", "a/b") }()
 	conn, err := dying.Accept()
 	if err != nil {
@@ -309,38 +197,38 @@ func TestKubeletThatRestartsIsWaitedFor(t *testing.T) {
 	}
 	conn.Close()
 	dying.Close()
-	k.start()
+	k.Start()
 	if got := <-answers; got != "1" {
 		t.Errorf("devices %q", got)
 	}
 }
 
 func TestPodThatTheKubeletLearnsOfLateIsFound(t *testing.T) {
-	k := newKubelet(t)
-	k.start()
+	k := kubelettest.New(t).Start()
 	answers := make(chan string, 1)
-	c := k.client(nil)
+	c := client(t, k, nil)
 	go func() { answers <- ids(t, c, "p", "a/b") }()
-	k.wait(2)
-	k.set(func() { k.pods = []*api.PodResources{pod("p", container("a/b", "1"))} })
+	<-k.Asked
+	<-k.Asked
+	k.Devices("default/p", "a/b", "1")
 	if got := <-answers; got != "1" {
 		t.Errorf("devices %q", got)
 	}
 }
 
 func TestKubeletThatDoesNotAnswerEndsWithTheRequest(t *testing.T) {
-	k := newKubelet(t)
-	k.hang = make(chan struct{})
-	defer close(k.hang)
-	k.start()
-	c := k.client(nil)
+	k := kubelettest.New(t)
+	k.Hang = make(chan struct{})
+	defer close(k.Hang)
+	k.Start()
+	c := client(t, k, nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
-		k.wait(1)
+		<-k.Asked
 		cancel(errors.New("the request is over"))
 	}()
-	_, err := c.Of(ctx, planPod("p"), "a/b")
-	if err == nil || !strings.Contains(err.Error(), "the request is over") || !strings.Contains(err.Error(), "devices of resource a/b") {
+	_, err := c.Of(ctx, pod("p"), "a/b")
+	if err == nil || !strings.Contains(err.Error(), "the request is over") || !strings.Contains(err.Error(), "devices of pod default/p") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -364,7 +252,7 @@ func TestMissingKubeletIsNotWaitedForForEver(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) || err.Error() != "no such file (no answer within 20s: context deadline exceeded)" {
 			t.Errorf("error %v", err)
 		}
-		// 100, 200, 400, 800 ms, then one a second.
+		// After 100, 200, 400 and 800 ms, and then each second.
 		if tries != 23 {
 			t.Errorf("%d tries", tries)
 		}
@@ -395,9 +283,9 @@ func TestReasonOfTheKubeletOutlivesTheRequest(t *testing.T) {
 }
 
 func TestMissingSocketIsNamed(t *testing.T) {
-	k := newKubelet(t)
-	_, err := k.client(nil).once(t.Context(), "default", "p")
-	if err == nil || !strings.Contains(err.Error(), k.path) || !strings.Contains(err.Error(), "no such file") {
+	k := kubelettest.New(t)
+	_, err := client(t, k, nil).once(t.Context(), "default", "p")
+	if err == nil || !strings.Contains(err.Error(), k.Socket) || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("error %v", err)
 	}
 }

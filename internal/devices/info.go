@@ -17,10 +17,6 @@ import (
 	"braid.dev/braid/internal/plan"
 )
 
-// InfoDir is the directory of device information files that device plugins and
-// CNI plugins expect (Device Information Specification 1.1.0, section 4).
-const InfoDir = "/var/run/k8s.cni.cncf.io/devinfo"
-
 // pluginDir, below the directory of device information files, has those of
 // device plugins; the others have their path from the plan.
 const pluginDir = "dp"
@@ -32,7 +28,9 @@ const maxInfo = 8 << 10
 // Files are the device information files of a node. What is in them is written
 // by others, and their names are made of what others say.
 type Files struct {
-	// Dir is the directory, the same path here and on the host.
+	// Dir is the directory, the same path here and on the host. Device plugins
+	// and CNI plugins expect it at /var/run/k8s.cni.cncf.io/devinfo (Device
+	// Information Specification 1.1.0, section 4).
 	Dir string
 }
 
