@@ -243,6 +243,9 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 		"/etc/cni/tuning":       "/etc/cni/tuning",
 		"/proc/sys/net":         "/host/proc/sys/net",
 		"/run/flannel":          "/run/flannel",
+
+		"/var/lib/kubelet/pod-resources":   "/var/lib/kubelet/pod-resources",
+		"/var/run/k8s.cni.cncf.io/devinfo": "/var/run/k8s.cni.cncf.io/devinfo",
 	}
 	places := map[string]string{}
 	for _, v := range pod.Volumes {
@@ -264,6 +267,9 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 		for _, m := range c.VolumeMounts {
 			if m.MountPath != places[m.Name] || m.MountPropagation != nil {
 				t.Errorf("%s mounts %s at %s (propagation %v)", c.Name, m.Name, m.MountPath, m.MountPropagation)
+			}
+			if m.Name == "pod-resources" && !m.ReadOnly {
+				t.Errorf("%s can put another socket in the place of the kubelet's", c.Name)
 			}
 			if m.Name == "cni-bin" && c.Name != "install" {
 				t.Errorf("%s can replace the host's plugins", c.Name)
