@@ -24,7 +24,7 @@ import (
 	"braid.dev/braid/internal/store"
 )
 
-func TestAttachmentsAreMadeInOrderAndRemovedInReverse(t *testing.T) {
+func TestSpec33AttachmentsAreMadeInOrderAndRemovedInReverse(t *testing.T) {
 	m := newMachine(t, t.TempDir())
 	p := planOf(network("eth0", "one+", "foreign"), network("net1", "two"))
 	done, err := m.Add(t.Context(), sandbox("c"), p, m.reach())
@@ -61,7 +61,7 @@ func TestAttachmentsAreMadeInOrderAndRemovedInReverse(t *testing.T) {
 	m.nothingLeft(t)
 }
 
-func TestOneFailureUndoesTheWholeSandbox(t *testing.T) {
+func TestSpec37OneFailureUndoesTheWholeSandbox(t *testing.T) {
 	for _, types := range [][]string{{"fails"}, {"two", "fails"}, {"fails+", "two"}, {"foreign", "fails", "two"}} {
 		m := newMachine(t, t.TempDir())
 		m.broken["attach c/net2/fails"] = errors.New("no such uplink")
@@ -153,7 +153,7 @@ func TestPluginThatFailsBothWaysDoesNotMakeThePodImmortal(t *testing.T) {
 	m.nothingLeft(t)
 }
 
-func TestFailedDetachKeepsTheRecordUntilItSucceeds(t *testing.T) {
+func TestSpec38FailedDetachKeepsTheRecordUntilItSucceeds(t *testing.T) {
 	m := newMachine(t, t.TempDir())
 	if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one"), network("net1", "two+"), network("net2", "one")), m.reach()); err != nil {
 		t.Fatal(err)

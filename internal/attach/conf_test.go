@@ -9,7 +9,7 @@ import (
 	"braid.dev/braid/internal/plan"
 )
 
-func TestConfigurationKeepsWhatItsAuthorWrote(t *testing.T) {
+func TestSpec36ConfigurationKeepsWhatItsAuthorWrote(t *testing.T) {
 	a := plan.Attachment{
 		Config: plan.Network{Name: "vlan", CNIVersion: "0.4.0"},
 		RuntimeConfig: map[string]json.RawMessage{
@@ -47,7 +47,7 @@ func TestConfigurationThatIsNoObjectIsRefused(t *testing.T) {
 	}
 }
 
-func TestPrevResultForOldVersions(t *testing.T) {
+func TestSpec36PrevResultForOldVersions(t *testing.T) {
 	r := &current.Result{CNIVersion: "1.1.0"}
 	for version, want := range map[string]bool{"": false, "0.3.1": false, "0.4.0": true, "1.1.0": true} {
 		got := prevForLater(plan.Attachment{Config: plan.Network{CNIVersion: version}}, r)

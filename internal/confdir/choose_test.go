@@ -156,3 +156,27 @@ func TestFirstNetworksInTheOrderOfARuntime(t *testing.T) {
 		t.Errorf("of an empty directory: %+v", gone)
 	}
 }
+
+// TestSpec03OneBrokenFileHidesNoOther holds the third numbered requirement of
+// the NPWG multi-network specification 1.3: lists by their JSON name first,
+// then single configurations, whatever else lies in the directory.
+func TestSpec03OneBrokenFileHidesNoOther(t *testing.T) {
+	list := []byte(`{"cniVersion": "1.0.0", "name": "lab", "plugins": [{"type": "list"}]}`)
+	single := []byte(`{"cniVersion": "1.0.0", "name": "lab", "type": "single"}`)
+	rubbish := []confdir.File{
+		file("00-half.conflist", list[:30]), file("01-empty.conf", nil), file("02-other.json", []byte(`[]`)),
+		{Name: "03-unreadable.conflist", Err: fs.ErrPermission}, file("99-half.conflist", list[:20]),
+	}
+	for want, files := range map[string][]confdir.File{
+		"list":   {file("10-lab.conf", single), file("20-lab.conflist", list)},
+		"single": {file("10-lab.conf", single)},
+	} {
+		n, ok := choose(append(files, rubbish...)).OnDisk("lab")
+		if !ok || n.Plugins[0].Type != want {
+			t.Errorf("network %v, %v, want the %s", n, ok, want)
+		}
+	}
+	if n, ok := choose(rubbish).OnDisk("lab"); ok {
+		t.Errorf("a network out of rubbish: %v", n)
+	}
+}

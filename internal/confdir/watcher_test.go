@@ -224,7 +224,7 @@ func TestOwnFileIsWhatRuntimesExpect(t *testing.T) {
 	}
 }
 
-func TestOwnFileWaitsForADefaultNetwork(t *testing.T) {
+func TestSpec34OwnFileWaitsForADefaultNetwork(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.mkdir()
@@ -289,7 +289,7 @@ func TestAnEarlierFileBecomesTheDefault(t *testing.T) {
 	w.restored()
 }
 
-func TestOnDiskPrefersLists(t *testing.T) {
+func TestSpec03OnDiskPrefersLists(t *testing.T) {
 	t.Parallel()
 	w, _ := ready(t)
 	w.write("20-lab.conf", []byte(`{"cniVersion": "1.0.0", "name": "lab", "type": "single"}`))
@@ -305,7 +305,7 @@ func TestOnDiskPrefersLists(t *testing.T) {
 	}
 }
 
-func TestOwnFileIsPutBack(t *testing.T) {
+func TestSpec35OwnFileIsPutBack(t *testing.T) {
 	t.Parallel()
 	w, _ := ready(t)
 	for _, c := range []struct {

@@ -148,7 +148,7 @@ func TestRefusedStatusUndoesThePod(t *testing.T) {
 	n.nothingLeft()
 }
 
-func TestNoDefaultNetworkYet(t *testing.T) {
+func TestSpec34NoDefaultNetworkYet(t *testing.T) {
 	n := newNode(t, func(c *Config) { c.Networks = networks{} })
 	n.pod("p", "")
 	n.refused(n.do("ADD", "p"), 11, "no default network")
@@ -226,7 +226,7 @@ func TestContainerFromBeforeBraidIsRemovedByTodaysNetwork(t *testing.T) {
 	}
 }
 
-func TestDelWaitsForTheAddItOvertook(t *testing.T) {
+func TestSpec39DelWaitsForTheAddItOvertook(t *testing.T) {
 	n := newNode(t)
 	n.set(func(_ *cluster, k *kernel) { k.arrived = make(chan string) })
 	n.pod("p", "")
@@ -520,7 +520,7 @@ func TestFlannelIsWaitedForAndRemovedWithoutItsSubnetFile(t *testing.T) {
 	n.nothingLeft()
 }
 
-func TestRuntimeConfigReachesOnlyTheDefaultNetwork(t *testing.T) {
+func TestSpec41RuntimeConfigReachesOnlyTheDefaultNetwork(t *testing.T) {
 	n := newNode(t, func(c *Config) {
 		c.Networks = networks{[]plan.Network{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake","capabilities":{"portMappings":true}}]}`)}}
 	})

@@ -28,7 +28,7 @@ func lineUp(q *queue, ctx context.Context, id string, turn func(leave func(), er
 	}
 }
 
-func TestRequestsOfOneContainerTakeTurnsInOrder(t *testing.T) {
+func TestSpec39RequestsOfOneContainerTakeTurnsInOrder(t *testing.T) {
 	var q queue
 	ctx := context.Background()
 	leave, err := q.enter(ctx, "c")

@@ -275,24 +275,6 @@ func TestBuildDoesNotChangeASharedNetwork(t *testing.T) {
 	}
 }
 
-func TestRuntimeConfigOfTheRuntimeReachesTheDefaultNetworkOnly(t *testing.T) {
-	in := input("lab")
-	in.RuntimeConfig = map[string]json.RawMessage{"portMappings": json.RawMessage(`[{"hostPort":80,"containerPort":80}]`)}
-	in.Definition = func(namespace, name string) (plan.Definition, bool) {
-		return plan.Definition{Config: `{"cniVersion": "1.0.0", "type": "bridge", "capabilities": {"portMappings": true}}`}, true
-	}
-	p, err := plan.Build(in)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(p.Attachments[0].RuntimeConfig) != 1 {
-		t.Errorf("default network: %v", p.Attachments[0].RuntimeConfig)
-	}
-	if len(p.Attachments[1].RuntimeConfig) != 0 {
-		t.Errorf("lab: %v", p.Attachments[1].RuntimeConfig)
-	}
-}
-
 func TestErrorsCarryTheirCode(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*plan.Input)

@@ -187,7 +187,7 @@ func TestEntries(t *testing.T) {
 	}
 }
 
-func TestSameNetworkTwiceMakesTwoEntries(t *testing.T) {
+func TestSpec21SameNetworkTwiceMakesTwoEntries(t *testing.T) {
 	got := Entries([]Outcome{outcome(t, "d/n", "net1", false, net1), outcome(t, "d/n", "net2", false, "")})
 	if len(got) != 2 || got[0].Name != "d/n" || got[1].Name != "d/n" {
 		t.Errorf("got %+v, want two entries of d/n", got)
