@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -13,6 +14,9 @@ const (
 	// the device and for the file with what is known of it.
 	deviceCapability     = "deviceID"
 	deviceInfoCapability = "CNIDeviceInfoFile"
+	// maxFileName is what Linux allows, in bytes, less what who writes a file
+	// may append to its name meanwhile.
+	maxFileName = 240
 )
 
 // assignDevices gives each attachment of fresh that is made of a device one of
@@ -144,8 +148,12 @@ func (a *Attachment) passDevice(in Input) error {
 
 // deviceInfoFile is where an attachment's plugins write and find what is to be
 // known of its device. The name is the one that Multus gives it, as monitoring
-// looks for it.
+// looks for it; where that is longer than a file's name can be, as names in
+// Kubernetes can, it is a sum of it.
 func deviceInfoFile(dir, network, containerID, ifName string) string {
 	name := network + "-" + containerID + "_" + ifName
+	if len(name) > maxFileName {
+		name = fmt.Sprintf("%x", sha256.Sum256([]byte(name)))
+	}
 	return path.Join(dir, "cni", strings.ReplaceAll(name, "/", "-"))
 }

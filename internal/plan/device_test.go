@@ -3,6 +3,7 @@ package plan_test
 import (
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"testing"
 
@@ -53,6 +54,23 @@ func TestAKubeletThatDoesNotAnswerIsAskedAgainLater(t *testing.T) {
 	var e *plan.Error
 	if !errors.As(err, &e) || e.Code != types.ErrTryAgainLater || !errors.Is(err, broken) || e.Network != "default/a" {
 		t.Errorf("got %v, want code 11 and the cause", err)
+	}
+}
+
+func TestDeviceInformationFileHasANameThatAFileCanHave(t *testing.T) {
+	long := strings.Repeat("n", 253)
+	in := onDevices("a,"+long+","+long, "v1", "v2", "v3")
+	in.ContainerID, in.DeviceInfoDir = strings.Repeat("c", 64), "/devinfo"
+	p, err := plan.Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have, want := p.Attachments[1].DeviceInfoFile, "/devinfo/cni/default-a-"+in.ContainerID+"_net1"; have != want {
+		t.Errorf("%s, want %s", have, want)
+	}
+	one, two := p.Attachments[2].DeviceInfoFile, p.Attachments[3].DeviceInfoFile
+	if len(path.Base(one)) > 250 || one == two {
+		t.Errorf("%s and %s", one, two)
 	}
 }
 
