@@ -112,7 +112,7 @@ func TestA18DelComesAfterAnAddThatHangs(t *testing.T) {
 				_, err := s.add(ctx)
 				added <- err
 			}()
-			h.awaitCall(t, s.id, "ADD")
+			h.awaitCall(t, s.id, "ADD", "net1")
 			if giveUp {
 				cancel()
 			}

@@ -36,22 +36,33 @@ func (h *host) calls(t *testing.T, containerID string) []note.Call {
 	return slices.DeleteFunc(all, func(c note.Call) bool { return c.Done || c.ContainerID != containerID })
 }
 
-// behave has the recorder behave in this way, well again with "" and with the
-// end of the test.
-func (h *host) behave(t *testing.T, verb, how string) {
+// behave has the recorder behave in this way when it is called with the verb, or
+// verb and interface as in ADD-net1, and well again with "".
+func (h *host) behave(t *testing.T, call, how string) {
 	t.Helper()
-	if err := note.Behave(h.path("recorder"), verb, how); err != nil {
+	if err := note.Behave(h.path("recorder"), call, how); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// awaitCall waits until the recorder has been called.
-func (h *host) awaitCall(t *testing.T, containerID, verb string) {
+// awaitCall waits until the recorder has been called so.
+func (h *host) awaitCall(t *testing.T, containerID, verb, ifName string) {
 	t.Helper()
-	err := within(t.Context(), 20*time.Second, "the recorder is called for "+verb, func() error {
-		calls := h.calls(t, containerID)
-		if !slices.ContainsFunc(calls, func(c note.Call) bool { return c.Command == verb }) {
-			return fmt.Errorf("it was called %d times", len(calls))
+	h.awaitCalls(t, containerID, verb, ifName, 1)
+}
+
+// awaitCalls waits until the recorder has been called so often.
+func (h *host) awaitCalls(t *testing.T, containerID, verb, ifName string, times int) {
+	t.Helper()
+	err := within(t.Context(), 20*time.Second, "the recorder is called for "+verb+" of "+ifName, func() error {
+		n := 0
+		for _, c := range h.calls(t, containerID) {
+			if c.Command == verb && c.IfName == ifName {
+				n++
+			}
+		}
+		if n < times {
+			return fmt.Errorf("it was called %d times", n)
 		}
 		return nil
 	})

@@ -85,13 +85,16 @@ func run() error {
 }
 
 func serve(c conf, call note.Call) error {
-	if err := behave(c.Dir, call); err != nil {
+	if err := behave(c.Dir, call, note.Hang); err != nil {
 		return err
 	}
 	held := filepath.Join(c.Dir, note.Held, strings.Join([]string{c.Name, call.ContainerID, call.IfName}, "_"))
 	switch call.Command {
 	case "ADD":
 		if err := os.WriteFile(held, nil, 0o600); err != nil {
+			return err
+		}
+		if err := behave(c.Dir, call, note.Linger); err != nil {
 			return err
 		}
 		return add(c, call)
@@ -140,21 +143,20 @@ func rename(path, from, to string) error {
 	return h.SetName(link.Index, to)
 }
 
-// behave does what the test wants of this verb.
-func behave(dir string, call note.Call) error {
+// behave does what the test wants of this call at its beginning, or later on
+// when stage is note.Linger.
+func behave(dir string, call note.Call, stage string) error {
 	for {
-		text, err := os.ReadFile(filepath.Join(dir, note.Behaviour, call.Command))
-		switch behaviour := strings.TrimSpace(string(text)); {
-		case errors.Is(err, os.ErrNotExist):
-			return nil
+		behaviour, err := note.Wanted(dir, call)
+		switch {
 		case err != nil:
 			return err
-		case behaviour == note.Fail:
-			return types.NewError(note.FailCode, "the recorder was told to fail "+call.Command, "")
-		case behaviour == note.Hang:
+		case behaviour == stage:
 			time.Sleep(5 * time.Millisecond) // until it is told otherwise, or killed
+		case behaviour == note.Fail && stage == note.Hang:
+			return types.NewError(note.FailCode, "the recorder was told to fail "+call.Command, "")
 		default:
-			return fmt.Errorf("told to %q", behaviour)
+			return nil
 		}
 	}
 }

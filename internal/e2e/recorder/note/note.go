@@ -18,8 +18,9 @@ const (
 	Calls = "calls"
 	// Held is a directory with a file for everything that an ADD took.
 	Held = "held"
-	// Behaviour is a directory: a file named after a verb says how the recorder
-	// behaves when it is called with it.
+	// Behaviour is a directory: a file named after a verb, such as ADD, or a verb
+	// and an interface, such as ADD-net1, says how the recorder behaves when it is
+	// called so.
 	Behaviour = "behaviour"
 	// turns is a directory with a file per container.
 	turns = "turns"
@@ -29,6 +30,8 @@ const (
 const (
 	Fail = "fail"
 	Hang = "hang" // for as long as the file says so
+	// Linger is to do what the verb is about and hang then.
+	Linger = "linger"
 )
 
 // Codes of the recorder's own errors (CNI specification 1.1, section 5: plugins
@@ -113,14 +116,28 @@ func Read(dir string) ([]Call, error) {
 	return calls, lines.Err()
 }
 
-// Behave has the recorder behave in this way when it is called with the verb,
-// and well again when how is empty.
-func Behave(dir, verb, how string) error {
-	path := filepath.Join(dir, Behaviour, verb)
+// Wanted is how the recorder is to behave in this call, empty for well.
+func Wanted(dir string, c Call) (string, error) {
+	for _, name := range []string{c.Command, c.Command + "-" + c.IfName} {
+		text, err := os.ReadFile(filepath.Join(dir, Behaviour, name))
+		if err == nil {
+			return string(text), nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// Behave has the recorder behave in this way when it is called as said by call,
+// the name of a file of Behaviour, and well again when how is empty.
+func Behave(dir, call, how string) error {
+	path := filepath.Join(dir, Behaviour, call)
 	if how == "" {
 		return os.Remove(path)
 	}
-	temp := filepath.Join(dir, verb+".tmp")
+	temp := filepath.Join(dir, call+".tmp")
 	if err := os.WriteFile(temp, []byte(how), 0o600); err != nil {
 		return err
 	}
