@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
+
+	"braid.dev/braid/internal/confdir"
 )
 
 // version is set by the linker.
@@ -75,7 +77,7 @@ func command() *cobra.Command {
 	c.Flags().StringVar(&f.kubeconfig, "kubeconfig", "", "`file` with the access to the cluster (default: the service account of braidd's pod)")
 	c.Flags().BoolVar(&f.noCluster, "no-cluster", false, "serve without Kubernetes: every container gets the default network, pods are refused")
 	c.Flags().StringVar(&f.runDir, "run-dir", "/run/braid", "`directory` of the socket, the same path for braidd and for the runtime")
-	c.Flags().StringVar(&f.stateDir, "state-dir", "/var/lib/braid", "`directory` of what has to survive a restart")
+	c.Flags().StringVar(&f.stateDir, "state-dir", "/var/lib/braid", "`directory` of what has to survive a restart, the same path for braidd and for the runtime")
 	c.Flags().StringVar(&f.confDir, "cni-conf-dir", "/etc/cni/net.d", "`directory` where the runtime looks for networks")
 	c.Flags().StringVar(&f.binDir, "cni-bin-dir", "/opt/cni/bin", "`directories` of the host with plugins, separated by colons, searched after CNI_PATH")
 	c.Flags().StringVar(&f.procSysNet, "proc-sys-net", "", "`directory` where the host's /proc/sys/net can be written (default: /proc/sys/net)")
@@ -89,6 +91,12 @@ func command() *cobra.Command {
 	c.AddCommand(statusCommand(), installCommand(), probeCommand(), migrateCommand(), factsCommand())
 	return c
 }
+
+// place is what the shim is told, in its conf.
+func (f flags) place() confdir.Place { return confdir.Place{Socket: f.socket(), Notes: f.notes()} }
+
+// notes is where the shim leaves word of the DELs of which nobody took notice.
+func (f flags) notes() string { return filepath.Join(f.stateDir, "notes") }
 
 func (f flags) socket() string { return filepath.Join(f.runDir, "braid.sock") }
 

@@ -42,7 +42,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		}
 	}
 	networks, err := confdir.New(confdir.Config{
-		Dir: f.confDir, StateDir: f.stateDir, Socket: f.socket(), Notify: notifier(cluster), Log: log,
+		Dir: f.confDir, StateDir: f.stateDir, Place: f.place(), Notify: notifier(cluster), Log: log,
 	})
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ func choose(steps ...[]confdir.File) confdir.State {
 }
 
 func TestChoose(t *testing.T) {
-	own := file(confdir.OwnFile, confdir.OwnConf(choose([]confdir.File{file("a.conf", conf("a"))}).Default.Network, "/s"))
+	own := file(confdir.OwnFile, confdir.OwnConf(choose([]confdir.File{file("a.conf", conf("a"))}).Default.Network, confdir.Place{Socket: "/s"}))
 	flannel, cilium := file("10-flannel.conflist", conf("cbr0")), file("05-cilium.conflist", conf("cilium"))
 	half := func(f confdir.File) confdir.File { return file(f.Name, f.Data[:len(f.Data)/2]) }
 	for _, c := range []struct {
@@ -132,7 +132,7 @@ func FuzzChoose(f *testing.F) {
 			if now.Default.File == confdir.OwnFile || now.Default.File == "README" {
 				t.Fatalf("%s is the default network", now.Default.File)
 			}
-			own := confdir.OwnConf(now.Default.Network, "/run/braid/braid.sock")
+			own := confdir.OwnConf(now.Default.Network, confdir.Place{Socket: "/run/braid/braid.sock"})
 			if !json.Valid(own) {
 				t.Fatalf("own file: %s", own)
 			}

@@ -26,27 +26,29 @@ const (
 	ownName = "braid"
 )
 
+// Place is where the shim finds the daemon, in paths of the host.
+type Place struct {
+	// Socket is where the daemon listens.
+	Socket string
+	// Notes is the directory of what it is told while it is away. Empty is the
+	// shim's default.
+	Notes string
+}
+
 // OwnConf returns Braid's configuration for a node with the given default
 // network.
 //
 // A runtime with libcni 1.2 or later takes the highest of cniVersions that it
 // knows, and thereby STATUS and GC; an older one does not know the key and
-// takes cniVersion. The capabilities are those of the default network, whose
-// arguments the runtime would otherwise not pass.
-func OwnConf(network plan.Network, socket string) []byte {
+// takes cniVersion.
+func OwnConf(network plan.Network, p Place) []byte {
 	type plugin struct {
 		Type         string          `json:"type"`
 		Socket       string          `json:"socket"`
-		Capabilities map[string]bool `json:"capabilities,omitempty"`
+		Notes        string          `json:"notes,omitempty"`
+		Capabilities map[string]bool `json:"capabilities"`
 	}
-	own := plugin{Type: plan.OwnType, Socket: socket, Capabilities: map[string]bool{}}
-	for _, p := range network.Plugins {
-		for capability, declared := range p.Capabilities {
-			if declared {
-				own.Capabilities[capability] = true
-			}
-		}
-	}
+	own := plugin{Type: plan.OwnType, Socket: p.Socket, Notes: p.Notes, Capabilities: OwnCapabilities(network)}
 	text, err := json.MarshalIndent(struct {
 		CNIVersion  string   `json:"cniVersion"`
 		CNIVersions []string `json:"cniVersions"`
@@ -57,6 +59,21 @@ func OwnConf(network plan.Network, socket string) []byte {
 		panic(err) // strings and booleans always have a JSON form
 	}
 	return append(text, '\n')
+}
+
+// OwnCapabilities are what Braid needs of the runtime: the arguments that the
+// default network asks for, which the runtime would not pass otherwise, and the
+// pod's annotations, for when the API server is away.
+func OwnCapabilities(network plan.Network) map[string]bool {
+	own := map[string]bool{plan.PodAnnotations: true}
+	for _, p := range network.Plugins {
+		for capability, declared := range p.Capabilities {
+			if declared {
+				own[capability] = true
+			}
+		}
+	}
+	return own
 }
 
 // Replace writes a file of a directory so that a reader, also one after a power

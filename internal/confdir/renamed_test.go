@@ -101,7 +101,7 @@ func TestNoticesOfCilium(t *testing.T) {
 
 func TestAWarningIsRepeatedAsLongAsItHolds(t *testing.T) {
 	var told []Notice
-	w, err := New(Config{Dir: t.TempDir(), StateDir: t.TempDir(), Socket: "/s", Notify: func(n Notice) { told = append(told, n) }})
+	w, err := New(Config{Dir: t.TempDir(), StateDir: t.TempDir(), Place: Place{Socket: "/s"}, Notify: func(n Notice) { told = append(told, n) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,8 +53,8 @@ type Config struct {
 	Dir string
 	// StateDir is where the last good default network is remembered.
 	StateDir string
-	// Socket is the path of the daemon's socket as the shim sees it.
-	Socket string
+	// Place is what the shim is told of the daemon. Socket is needed.
+	Place Place
 	// Changed, if not nil, is called after the default network or another
 	// network of the directory changed. It must not block.
 	Changed func()
@@ -87,8 +87,8 @@ type Watcher struct {
 // New makes a Watcher that knows what an earlier one remembered in c.StateDir.
 // A memory that is unreadable is reported to the log and does not count.
 func New(c Config) (*Watcher, error) {
-	if c.Dir == "" || c.StateDir == "" || c.Socket == "" {
-		return nil, errors.New("watch a conf dir: Dir, StateDir and Socket are needed")
+	if c.Dir == "" || c.StateDir == "" || c.Place.Socket == "" {
+		return nil, errors.New("watch a conf dir: Dir, StateDir and Place.Socket are needed")
 	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
@@ -283,7 +283,7 @@ func (w *Watcher) sync() (wait time.Duration) {
 			w.remembered = now.Default
 		}
 	}
-	return w.keepOwn(files, OwnConf(now.Default.Network, w.cfg.Socket))
+	return w.keepOwn(files, OwnConf(now.Default.Network, w.cfg.Place))
 }
 
 // adopt puts a state in force and tells who wants to know.

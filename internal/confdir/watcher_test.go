@@ -25,7 +25,7 @@ import (
 	"braid.dev/braid/internal/kerneltest"
 )
 
-const socket = "/run/braid/braid.sock"
+var place = confdir.Place{Socket: "/run/braid/braid.sock", Notes: "/var/lib/braid/notes"}
 
 // world is a conf dir and a state dir, with or without a Watcher at work.
 type world struct {
@@ -88,7 +88,7 @@ func (w *world) start() (stop func()) {
 	w.Watcher, err = confdir.New(confdir.Config{
 		Dir:      w.dir,
 		StateDir: w.state,
-		Socket:   socket,
+		Place:    place,
 		Changed:  func() { w.changes.Add(1) },
 		Notify: func(n confdir.Notice) {
 			w.told.Lock()
@@ -176,7 +176,7 @@ func (w *world) waitDefault(name, file string) {
 func (w *world) restored() {
 	w.t.Helper()
 	n, _, _ := w.Default()
-	want := confdir.OwnConf(n, socket)
+	want := confdir.OwnConf(n, place)
 	w.eventually(time.Second, confdir.OwnFile+" is there", func() bool {
 		have, err := os.ReadFile(filepath.Join(w.dir, confdir.OwnFile))
 		return err == nil && bytes.Equal(have, want)
@@ -207,11 +207,14 @@ func TestOwnFileIsWhatRuntimesExpect(t *testing.T) {
 	if !list.Plugins[0].Network.Capabilities["portMappings"] {
 		t.Errorf("the default network's capability is missing: %s", list.Bytes)
 	}
+	if !list.Plugins[0].Network.Capabilities["io.kubernetes.cri.pod-annotations"] {
+		t.Errorf("the runtime would not tell the pod's annotations: %s", list.Bytes)
+	}
 	var old struct {
 		CNIVersion string
-		Plugins    []struct{ Socket string }
+		Plugins    []struct{ Socket, Notes string }
 	}
-	if err := json.Unmarshal(list.Bytes, &old); err != nil || old.CNIVersion != "1.0.0" || old.Plugins[0].Socket != socket {
+	if err := json.Unmarshal(list.Bytes, &old); err != nil || old.CNIVersion != "1.0.0" || old.Plugins[0] != struct{ Socket, Notes string }(place) {
 		t.Errorf("a runtime that does not know cniVersions reads %+v, %v", old, err)
 	}
 	files, err := libcni.ConfFiles(w.dir, []string{".conf", ".conflist", ".json"})
@@ -583,9 +586,8 @@ func TestDirectoryMayBeReplaced(t *testing.T) {
 	w.restored()
 	w.write("20-new.conflist", conf("new"))
 	w.waitDefault("new", "20-new.conflist")
-	if err := os.RemoveAll(w.dir); err != nil {
-		t.Fatal(err)
-	}
+	// The Watcher may put its file back in the middle of it.
+	w.eventually(5*time.Second, "the directory is removed", func() bool { return os.RemoveAll(w.dir) == nil })
 	if n, _, ok := w.Default(); !ok || n.Name != "new" {
 		t.Errorf("the default network went with the directory: %v", n)
 	}

@@ -155,11 +155,11 @@ func (d *Daemon) input(ctx context.Context, pod plan.Pod, containerID, ifName st
 // would hold them.
 func dropAnnotations(a *plan.Attachment) {
 	for _, p := range a.Config.Plugins {
-		if p.Capabilities[annotationsCapability] {
+		if p.Capabilities[plan.PodAnnotations] {
 			return
 		}
 	}
-	delete(a.RuntimeConfig, annotationsCapability) // Build made the map
+	delete(a.RuntimeConfig, plan.PodAnnotations) // Build made the map
 }
 
 var errNoDefault = types.NewError(types.ErrTryAgainLater, "there is no default network yet",

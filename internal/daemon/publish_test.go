@@ -40,7 +40,7 @@ func (n *node) told(id, networks string) wire.Request {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	r.Stdin = []byte(`{"cniVersion":"1.0.0","name":"braid","type":"braid-cni","runtimeConfig":{"` + annotationsCapability + `":` + string(annotations) + `}}`)
+	r.Stdin = []byte(`{"cniVersion":"1.0.0","name":"braid","type":"braid-cni","runtimeConfig":{"` + plan.PodAnnotations + `":` + string(annotations) + `}}`)
 	return r
 }
 
@@ -123,7 +123,7 @@ func TestPodStartsWhileTheAPIServerIsAway(t *testing.T) {
 func TestRecordsHoldNoAnnotationsOfTheRuntime(t *testing.T) {
 	for declared, conf := range map[bool]string{
 		false: `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake"},{"type":"fake2","capabilities":{"portMappings":true}}]}`,
-		true:  `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake"},{"type":"fake2","capabilities":{"` + annotationsCapability + `":true}}]}`,
+		true:  `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake"},{"type":"fake2","capabilities":{"` + plan.PodAnnotations + `":true}}]}`,
 	} {
 		n := newNode(t, func(c *Config) { c.Networks = networks{[]plan.Network{conflist(t, conf)}} })
 		n.pod("p", "")
@@ -134,7 +134,7 @@ func TestRecordsHoldNoAnnotationsOfTheRuntime(t *testing.T) {
 		if err != nil || len(records) != 1 {
 			t.Fatalf("%+v, %v", records, err)
 		}
-		if _, has := records[0].Attachment.RuntimeConfig[annotationsCapability]; has != declared {
+		if _, has := records[0].Attachment.RuntimeConfig[plan.PodAnnotations]; has != declared {
 			t.Errorf("declared %v: the record holds the annotations: %v", declared, has)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/store"
 	"braid.dev/braid/internal/wire"
 )
@@ -53,16 +54,12 @@ type conf struct {
 	Valid *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
 }
 
-// annotationsCapability is the key of runtimeConfig that brings the annotations
-// of the pod, as the kubelet has them. containerd and CRI-O pass it with ADD and
-// DEL to a plugin that declares it, which Braid's own does.
-const annotationsCapability = "io.kubernetes.cri.pod-annotations"
-
 // podAnnotations are the pod's annotations as the runtime passes them, nil when
-// it does not.
+// it does not. containerd and CRI-O do with ADD and DEL, as the kubelet has them,
+// for a plugin that declares the capability, which Braid's own does.
 func (c conf) podAnnotations() map[string]string {
 	var annotations map[string]string
-	if err := json.Unmarshal(c.RuntimeConfig[annotationsCapability], &annotations); err != nil {
+	if err := json.Unmarshal(c.RuntimeConfig[plan.PodAnnotations], &annotations); err != nil {
 		return nil
 	}
 	return annotations

@@ -22,6 +22,10 @@ const (
 // OwnType is the plugin type of Braid's own configuration.
 const OwnType = "braid-cni"
 
+// PodAnnotations is the capability by which containerd and CRI-O pass on the
+// annotations of the pod, a map of strings in runtimeConfig.
+const PodAnnotations = "io.kubernetes.cri.pod-annotations"
+
 // cniVersions are the versions of the CNI specification that a network may be
 // written for, oldest first.
 var cniVersions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}

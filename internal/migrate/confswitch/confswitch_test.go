@@ -69,7 +69,7 @@ func (k kind) node(t *testing.T) node {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.write(confdir.OwnFile, string(confdir.OwnConf(network, "/run/braid/braid.sock")))
+		n.write(confdir.OwnFile, string(confdir.OwnConf(network, confdir.Place{Socket: "/run/braid/braid.sock", Notes: "/var/lib/braid/notes"})))
 	}
 	return n
 }
@@ -411,7 +411,7 @@ func TestWithBraidTheGateLeadsToBraid(t *testing.T) {
 			Switch       struct {
 				To struct {
 					Name    string
-					Plugins []struct{ Type, Socket string }
+					Plugins []struct{ Type, Socket, Notes string }
 				}
 			}
 		}
@@ -420,11 +420,14 @@ func TestWithBraidTheGateLeadsToBraid(t *testing.T) {
 		t.Fatal(err)
 	}
 	to := gate.Plugins[0].Switch.To
-	if gate.Name != "braid" || to.Name != "braid" || len(to.Plugins) != 1 || to.Plugins[0].Type != "braid-cni" || to.Plugins[0].Socket != "/run/braid/braid.sock" {
+	want := struct{ Type, Socket, Notes string }{"braid-cni", "/run/braid/braid.sock", "/var/lib/braid/notes"}
+	if gate.Name != "braid" || to.Name != "braid" || len(to.Plugins) != 1 || to.Plugins[0] != want {
 		t.Errorf("%+v", gate)
 	}
-	if !gate.Plugins[0].Capabilities["bandwidth"] || !gate.Plugins[0].Capabilities["portMappings"] {
-		t.Errorf("capabilities %v", gate.Plugins[0].Capabilities)
+	for _, c := range []string{"bandwidth", "portMappings", plan.PodAnnotations} {
+		if !gate.Plugins[0].Capabilities[c] {
+			t.Errorf("capabilities %v lack %s", gate.Plugins[0].Capabilities, c)
+		}
 	}
 }
 

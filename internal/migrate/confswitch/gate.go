@@ -143,13 +143,16 @@ func (w World) through(to json.RawMessage, network plan.Network) (json.RawMessag
 	}
 	var braid struct {
 		Name    string
-		Plugins []struct{ Socket string }
+		Plugins []struct{ Socket, Notes string }
 	}
 	if err := json.Unmarshal(own.Data, &braid); own.Err != nil || err != nil || len(braid.Plugins) == 0 {
 		return nil, network, fmt.Errorf("%s: %w", own.Name, errors.Join(own.Err, err, errors.New("it is not as Braid writes it")))
 	}
+	place := confdir.Place{Socket: braid.Plugins[0].Socket, Notes: braid.Plugins[0].Notes}
+	text := bytes.TrimSpace(confdir.OwnConf(network, place))
 	network.Name, network.CNIVersion = braid.Name, supported[len(supported)-1]
-	return bytes.TrimSpace(confdir.OwnConf(network, braid.Plugins[0].Socket)), network, nil
+	network.Plugins = []plan.Plugin{{Type: plan.OwnType, Capabilities: confdir.OwnCapabilities(network)}}
+	return text, network, nil
 }
 
 // parseGate reads a gate that this package wrote.
