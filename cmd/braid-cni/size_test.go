@@ -2,11 +2,14 @@ package main
 
 import (
 	"debug/elf"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"braid.dev/braid/internal/wire"
 )
 
 // maxSize is the contract for the stripped program.
@@ -88,4 +91,61 @@ func timeVersion(t testing.TB) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Since(start)
+}
+
+// maxMemory is the contract for a shim that serves a request, in kB of resident
+// memory at its peak.
+const maxMemory = 6 << 10
+
+// TestShimNeedsLittleMemory asks the kernel at the end of a request, while the
+// shim still waits for the reply.
+func TestShimNeedsLittleMemory(t *testing.T) {
+	conf := `,"runtimeConfig":{"portMappings":[` + strings.Repeat(`{"hostPort":80,"containerPort":80,"protocol":"tcp"},`, 20) + `{}]}`
+	for name, test := range map[string]struct {
+		verb     string
+		programs int
+	}{
+		"ADD":                   {"ADD", 0},
+		"ADD with four plugins": {"ADD", 4},
+		"STATUS":                {"STATUS", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			peak := make(chan int, 1)
+			var s *shim
+			started := make(chan struct{})
+			socket := daemon(t, func(c *wire.Conn) {
+				<-started
+				for range test.programs {
+					if _, err := c.Exec(c.Context(), wire.Exec{Name: "echo", Args: []string{strings.Repeat("x", 2000)}}); err != nil {
+						t.Error(err)
+					}
+				}
+				peak <- memoryPeak(t, s.cmd.Process.Pid)
+				_ = c.Reply(wire.Reply{})
+			})
+			s = call{verb: test.verb, socket: socket, conf: conf}.start(t)
+			close(started)
+			s.wait()
+			kB := receive(t, "the request", peak)
+			t.Logf("%d kB", kB)
+			if kB > maxMemory {
+				t.Errorf("%d kB of memory, the limit is %d", kB, maxMemory)
+			}
+		})
+	}
+}
+
+// memoryPeak is the most resident memory that a process had, in kB.
+func memoryPeak(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Error(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	var kB int
+	if _, err := fmt.Sscanf(rest, "%d kB", &kB); err != nil {
+		t.Errorf("VmHWM: %v in %s", err, status)
+	}
+	return kB
 }
