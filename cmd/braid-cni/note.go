@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"syscall"
@@ -18,7 +19,9 @@ func absent(err error) bool {
 // be able to end while the daemon is away. gaveUp says how it was asked. When no
 // note can be left, the runtime is told to come again.
 func leaveNote(ctx context.Context, dir string, call wire.Call, gaveUp error) (wire.Reply, *wire.Error) {
-	note, err := wire.WriteNote(dir, call.Request, call.NetNS)
+	noted := call.Request
+	noted.Stdin = withoutAnnotations(noted.Stdin)
+	note, err := wire.WriteNote(dir, noted, call.NetNS)
 	if err != nil {
 		return wire.Reply{}, unwritten(dir, gaveUp, err)
 	}
@@ -33,6 +36,29 @@ func leaveNote(ctx context.Context, dir string, call wire.Call, gaveUp error) (w
 		_ = wire.RemoveNote(dir, note.File)
 	}
 	return reply, reply.Error
+}
+
+// withoutAnnotations leaves the pod's annotations out of a configuration. DEL
+// has no use for them, and whoever writes them could use up the notes' room.
+func withoutAnnotations(conf []byte) []byte {
+	var keys, runtimeConfig map[string]json.RawMessage
+	if json.Unmarshal(conf, &keys) != nil || json.Unmarshal(keys["runtimeConfig"], &runtimeConfig) != nil {
+		return conf
+	}
+	const annotations = "io.kubernetes.cri.pod-annotations"
+	if _, ok := runtimeConfig[annotations]; !ok {
+		return conf
+	}
+	delete(runtimeConfig, annotations)
+	var err error
+	if keys["runtimeConfig"], err = json.Marshal(runtimeConfig); err != nil {
+		return conf
+	}
+	shorter, err := json.Marshal(keys)
+	if err != nil {
+		return conf
+	}
+	return shorter
 }
 
 // unwritten is the error of a DEL that nobody will do unless it is repeated.

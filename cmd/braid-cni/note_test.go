@@ -131,6 +131,22 @@ func TestDelIsAskedOnceMoreWhenItsNoteIsWritten(t *testing.T) {
 	}
 }
 
+// What a pod may write without bound is not kept.
+func TestNotesLeaveOutAnnotations(t *testing.T) {
+	const list = `{"cniVersion":"1.1.0","name":"n","prevResult":{"ips":[]},"runtimeConfig":{`
+	for conf, want := range map[string]string{
+		list + `"portMappings":[1],"io.kubernetes.cri.pod-annotations":{"a":"<b>"}}}`: list + `"portMappings":[1]}}`,
+		list + `"portMappings":[1]}}`: list + `"portMappings":[1]}}`,
+		`{"name":"n"}`:                `{"name":"n"}`,
+		`{"runtimeConfig":null}`:      `{"runtimeConfig":null}`,
+		`no JSON`:                     `no JSON`,
+	} {
+		if have := withoutAnnotations([]byte(conf)); string(have) != want {
+			t.Errorf("%s became %s, want %s", conf, have, want)
+		}
+	}
+}
+
 func TestOnlyADaemonThatIsAwayGetsANote(t *testing.T) {
 	for err, want := range map[error]bool{
 		wire.ErrUnreachable: true, wire.ErrLost: true,

@@ -567,6 +567,12 @@ func startDaemon(t *testing.T, cmd *exec.Cmd) {
 }
 
 func TestRequestOfAKilledDaemonGoesToTheNextOne(t *testing.T) {
+	for _, verb := range []string{"ADD", "DEL"} {
+		t.Run(verb, func(t *testing.T) { killedDaemon(t, verb) })
+	}
+}
+
+func killedDaemon(t *testing.T, verb string) {
 	dir := t.TempDir()
 	pids := fifo(t, dir)
 	script(t, dir, "hangs", `sleep 1000 & echo $$ $! > `+pids.path+`; wait`)
@@ -575,7 +581,7 @@ func TestRequestOfAKilledDaemonGoesToTheNextOne(t *testing.T) {
 	first.Env = []string{"SHIM_TEST_DAEMON=" + socket}
 	startDaemon(t, first)
 
-	s := call{verb: "ADD", socket: socket, env: []string{"CNI_PATH=" + dir}}.start(t)
+	s := call{verb: verb, socket: socket, env: []string{"CNI_PATH=" + dir}}.start(t)
 	running := pids.read()
 	if err := first.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -595,8 +601,11 @@ func TestRequestOfAKilledDaemonGoesToTheNextOne(t *testing.T) {
 	if o := s.wait(); o.code != 0 || o.stdout != "second" {
 		t.Errorf("exit code %d, printed %q", o.code, o.stdout)
 	}
-	if r := receive(t, "request", request); r.Command != "ADD" || r.ContainerID != "abc-1" || len(r.Stdin) == 0 {
+	if r := receive(t, "request", request); r.Command != verb || r.ContainerID != "abc-1" || len(r.Stdin) == 0 {
 		t.Errorf("the second daemon got %+v", r)
+	}
+	if _, err := os.Stat(call{socket: socket}.notes()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a note was left although it was served: %v", err)
 	}
 }
 
