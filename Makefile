@@ -3,6 +3,10 @@
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
 
+# One way to compile for everything but the race detector, so that a package is
+# compiled once.
+export CGO_ENABLED := 0
+
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO_FILES = $(shell find cmd internal api -name '*.go' -not -name '*_test.go' 2>/dev/null)
@@ -33,7 +37,7 @@ deps test-deps:
 build: bin/braid bin/braidd bin/braid-cni ## static bin/braid, bin/braidd and bin/braid-cni
 
 bin/%: go.mod go.sum $(GO_FILES)
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
 generate: ## the CRDs of deploy/crds and the copying of api/, from the types there
 	go tool controller-gen crd object paths=./api/... output:crd:dir=deploy/crds output:object:dir=api/v1alpha1
@@ -47,12 +51,12 @@ test: test-deps lint test-unit test-guest test-fuzz test-cluster ## everything t
 
 # As root, the tests that use the machine's own kernel run too.
 test-unit: test-deps ## unit tests and tests in network namespaces of this machine, with -race
-	BRAID_TIER=$$([ $$(id -u) = 0 ] && echo net || echo unit) go test -race ./...
+	BRAID_TIER=$$([ $$(id -u) = 0 ] && echo net || echo unit) CGO_ENABLED=1 go test -race ./...
 
 test-guest: test-deps ## tests under a guest kernel: what this machine's kernel may lack
-	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
+	go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
-	CGO_ENABLED=0 BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover ./internal/migrate/preflight
+	BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover ./internal/migrate/preflight
 
 # What reaches Braid from pods, other programs and its own disk. An input that
 # fails is left in testdata/fuzz of the package, from where plain tests run it.
@@ -82,12 +86,12 @@ bench-pods: test-deps build ## the part of bench that is about whole pods
 # What this machine's kernel lacks is measured on Debian's under QEMU, where
 # programs are slow: there only the share of bare netlink says something.
 bench: test-deps build ## Braid beside the upstream plugins, as ratios
-	CGO_ENABLED=0 go build -o bin/guest-exec ./internal/guest/exec
+	go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
 	{ $(BENCH_PODS); \
 	  BRAID_TIER=net go test -run '^$$' -bench . ./internal/ipam/... ./internal/store ./internal/plan; \
 	  BRAID_TIER=net go test -p 1 -run '^$$' -bench . -benchtime 20x -count 5 ./internal/driver/...; \
-	  CGO_ENABLED=0 BRAID_TIER=guest go test -p 1 -exec '$(CURDIR)/bin/guest-exec -kernel qemu' -run '^$$' -bench . -count 3 \
+	  BRAID_TIER=guest go test -p 1 -exec '$(CURDIR)/bin/guest-exec -kernel qemu' -run '^$$' -bench . -count 3 \
 		./internal/driver/vlan ./internal/driver/ipvlan ./internal/driver/dummy ./internal/driver/vrf; \
 	} | go run ./internal/bench
 
