@@ -26,6 +26,7 @@ import (
 // serve puts the parts together and runs them until ctx ends or one of them
 // cannot go on.
 func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err error) {
+	limitMemory(log)
 	records, err := store.Open(ctx, filepath.Join(f.stateDir, store.FileName))
 	if err != nil {
 		return err
@@ -169,9 +170,12 @@ func run(ctx context.Context, f flags, conf config, p parts) error {
 	})
 	group.Go(func() error { return p.networks.Run(others) })
 	group.Go(func() error { return p.daemon.Run(others) })
+	ready := func(context.Context) error { return nil }
 	if p.cluster != nil {
 		group.Go(func() error { return p.cluster.Run(others) })
+		ready = p.cluster.WaitSynced
 	}
+	group.Go(func() error { return shedStart(others, ready, p.log) })
 	err = group.Wait()
 	p.log.Info("braidd ends", "err", err)
 	return err
