@@ -114,6 +114,12 @@ func (b bound) Add(ctx context.Context) (*current.Result, error) { return b.plug
 func (b bound) Del(ctx context.Context) error                    { return b.plugin.Del(ctx, b.request) }
 func (b bound) Check(ctx context.Context) error                  { return b.plugin.Check(ctx, b.request) }
 
+// Detached says that a dialect knows no links (design, section 1: package ipam
+// reaches no kernel).
+func (bound) Detached() {}
+
+var _ driver.Detached = bound{}
+
 // attach runs ADD through the chain. touched is how many plugins, from the
 // first one on, may have left something when it fails.
 func (c chain) attach(ctx context.Context) (result *current.Result, touched int, err error) {

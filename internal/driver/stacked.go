@@ -196,6 +196,11 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	var asked *Asked
+	if a.IPAM != "" {
+		asked = a.spec.AskAhead(ctx)
+		defer asked.Wait()
+	}
 	l, err := a.addLink(parent)
 	if err != nil {
 		return nil, err
@@ -208,7 +213,7 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 	if a.IPAM == "" && a.Given == nil {
 		return res, a.pod.SetUp(l.Index)
 	}
-	if err := a.addresses(ctx, res); err != nil {
+	if err := a.addresses(asked, res); err != nil {
 		return nil, err
 	}
 	iface := a.iface()
@@ -216,11 +221,12 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 	return res, iface.Configure(ctx, res)
 }
 
-func (a *stacking) addresses(ctx context.Context, res *current.Result) error {
+// addresses adds those that were asked for, or given, to res.
+func (a *stacking) addresses(asked *Asked, res *current.Result) error {
 	got := a.Given
-	if a.IPAM != "" {
+	if asked != nil {
 		var err error
-		if got, err = a.spec.IPAM.Add(ctx); err != nil {
+		if got, err = asked.Result(); err != nil {
 			return err
 		}
 	}

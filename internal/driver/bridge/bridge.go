@@ -142,6 +142,11 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	var asked *driver.Asked
+	if a.layer3() {
+		asked = a.spec.AskAhead(ctx)
+		defer asked.Wait()
+	}
 	host, pod, err := a.addPort(br)
 	if err != nil {
 		return nil, err
@@ -156,7 +161,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	}
 	switch {
 	case a.layer3():
-		err = a.addresses(ctx, br, res)
+		err = a.addresses(ctx, br, asked, res)
 	case !a.NoContainerLink:
 		err = a.pod.SetUp(pod.Index)
 	}
@@ -175,10 +180,10 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	return res, nil
 }
 
-// addresses asks for addresses and puts them, with all that depends on them,
-// in place.
-func (a *attachment) addresses(ctx context.Context, br rtnl.Link, res *current.Result) error {
-	got, err := a.spec.IPAM.Add(ctx)
+// addresses puts the addresses that were asked for, with all that depends on
+// them, in place.
+func (a *attachment) addresses(ctx context.Context, br rtnl.Link, asked *driver.Asked, res *current.Result) error {
+	got, err := asked.Result()
 	if err != nil {
 		return err
 	}
