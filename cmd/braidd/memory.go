@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,23 +65,45 @@ func groupLimit(groups, root string) (int64, error) {
 	return 0, errNoLimit
 }
 
-// shedStart takes the pages of the program's file that are mapped out of the
-// process, once ready says that the start is over. Most of them were touched by
-// the start alone: the packages that speak Kubernetes prepare every kind of
-// object there is. What is still needed comes back from the page cache, at a
-// microsecond or so per page.
-func shedStart(ctx context.Context, ready func(context.Context) error, log *slog.Logger) error {
+const (
+	// shedEvery is how often the program's mapped pages are looked at.
+	shedEvery = time.Minute
+	// keptMapped is how much may stay mapped, in bytes: somewhat more than what
+	// a node where nothing happens needs.
+	keptMapped = 10 << 20
+)
+
+// shed takes the pages of the program's file out of the process that it has not
+// needed lately: once ready says that the start is over, and then now and
+// again. Most of them the start alone needs, in which the packages that speak
+// Kubernetes prepare every kind of object there is, and around each one that is
+// needed the kernel maps another 15. One that is still needed comes back from
+// the page cache, in about a microsecond.
+func shed(ctx context.Context, ready func(context.Context) error, log *slog.Logger) error {
 	if err := ready(ctx); err != nil {
 		return nil // the end came before it was ready
 	}
-	debug.FreeOSMemory()
-	if err := unmapProgram(); err != nil {
-		log.Debug("pages of the program stay mapped", "err", err)
+	tick := time.NewTicker(shedEvery)
+	defer tick.Stop()
+	for {
+		debug.FreeOSMemory()
+		if err := unmapProgram(keptMapped); err != nil {
+			log.Debug("pages of the program stay mapped", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	return nil
 }
 
-func unmapProgram() error {
+// unmapProgram unmaps the program's file if more than kept bytes of it and of
+// other files are mapped.
+func unmapProgram(kept int) error {
+	if mapped, err := mappedFiles(); err != nil || mapped <= kept {
+		return err
+	}
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return err
@@ -97,6 +120,20 @@ func unmapProgram() error {
 		}
 	}
 	return err
+}
+
+// mappedFiles is how much of files is in the process's memory, in bytes (proc(5),
+// statm: the third number is in pages).
+func mappedFiles() (int, error) {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, err
+	}
+	var size, resident, shared int
+	if _, err := fmt.Sscan(string(text), &size, &resident, &shared); err != nil {
+		return 0, fmt.Errorf("read %q: %w", text, err)
+	}
+	return shared * os.Getpagesize(), nil
 }
 
 // extent is a part of the address space.

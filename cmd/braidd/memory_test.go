@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -61,33 +59,30 @@ func TestOnlyPagesThatNobodyWritesAreUnmapped(t *testing.T) {
 	}
 }
 
-func TestShedStartGivesTheProgramsPagesBack(t *testing.T) {
-	log := slog.New(slog.DiscardHandler)
-	before := mappedFromFiles(t)
-	away := func(context.Context) error { return errors.New("ended") }
-	if err := shedStart(t.Context(), away, log); err != nil || mappedFromFiles(t) < before/2 {
-		t.Errorf("pages were given back before the start was over (%v)", err)
+func TestPagesOfTheProgramAreGivenBackWhenTheyAreMany(t *testing.T) {
+	before := mapped(t)
+	if err := unmapProgram(1 << 40); err != nil || mapped(t) < before/2 {
+		t.Errorf("pages were given back of few (%v)", err)
 	}
-	if err := shedStart(t.Context(), func(context.Context) error { return nil }, log); err != nil {
+	if err := unmapProgram(0); err != nil {
 		t.Fatal(err)
 	}
-	if after := mappedFromFiles(t); after > before/2 {
-		t.Errorf("%d kB mapped from files, %d before", after, before)
+	if after := mapped(t); after > before/2 {
+		t.Errorf("%d bytes mapped from files, %d before", after, before)
 	}
 }
 
-// mappedFromFiles is RssFile of this process in kB.
-func mappedFromFiles(t *testing.T) int {
+func TestPagesStayMappedUntilTheStartIsOver(t *testing.T) {
+	before := mapped(t)
+	away := func(context.Context) error { return errors.New("ended") }
+	if err := shed(t.Context(), away, slog.New(slog.DiscardHandler)); err != nil || mapped(t) < before/2 {
+		t.Errorf("pages were given back before the start was over (%v)", err)
+	}
+}
+
+func mapped(t *testing.T) int {
 	t.Helper()
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := regexp.MustCompile(`RssFile:\s+(\d+) kB`).FindSubmatch(status)
-	if m == nil {
-		t.Fatalf("no RssFile in %s", status)
-	}
-	n, err := strconv.Atoi(string(m[1]))
+	n, err := mappedFiles()
 	if err != nil {
 		t.Fatal(err)
 	}

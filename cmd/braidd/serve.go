@@ -175,7 +175,7 @@ func run(ctx context.Context, f flags, conf config, p parts) error {
 		group.Go(func() error { return p.cluster.Run(others) })
 		ready = p.cluster.WaitSynced
 	}
-	group.Go(func() error { return shedStart(others, ready, p.log) })
+	group.Go(func() error { return shed(others, ready, p.log) })
 	err = group.Wait()
 	p.log.Info("braidd ends", "err", err)
 	return err

@@ -477,6 +477,12 @@ func (w *world) reportDaemon(b *testing.B) {
 		confs[i] = w.request(full, i)
 	}
 	full.runtime.batch(b, "ADD", confs, parallel)
+	b.Run("daemon/busy", w.daemonMemory)
+	// braidd gives back once a minute what it did not need.
+	select {
+	case <-time.After(70 * time.Second):
+	case <-b.Context().Done():
+	}
 	b.Run("daemon/full", w.daemonMemory)
 	full.runtime.batch(b, "DEL", confs, parallel)
 	b.Run("daemon/after", w.daemonMemory)
