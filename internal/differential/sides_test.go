@@ -121,6 +121,10 @@ func (r *records) Remove(_ context.Context, keys ...store.Key) error {
 	return nil
 }
 
+func (r *records) Rebuild(ctx context.Context, made []store.Record, lost []store.Key) error {
+	return errors.Join(r.Remove(ctx, lost...), r.Begin(ctx, made))
+}
+
 func (r *records) Sandbox(string, string) ([]store.Record, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
