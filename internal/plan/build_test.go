@@ -314,18 +314,34 @@ func TestErrorsCarryTheirCode(t *testing.T) {
 	}
 }
 
-// FuzzBuild feeds annotations and definitions that nobody would write.
+// FuzzBuild feeds annotations and definitions that nobody would write to a pod
+// of an isolated cluster that has some devices.
 func FuzzBuild(f *testing.F) {
-	for _, c := range append(slices.Clone(goodAnnotations), badAnnotations...) {
-		f.Add(c.annotation, bridgeStatic)
+	for _, annotation := range annotationSeeds() {
+		f.Add(annotation, bridgeStatic, "", byte(0))
+		f.Add("a", bridgeStatic, annotation, byte(1))
 	}
-	f.Add(`[{"name":"a","cni-args":{"x":{"y":[1,null]}}}]`, `{"type":"a","name":"b","args":{"cni":{"x":1e400,"x":2}}}`)
-	f.Add(`[{"name":"a","ips":["10.0.0.1","10.0.0.2"]}]`, `{"cniVersion":"0.4.0","plugins":[{"type":"a","args":null,"ipam":{"type":"host-local"}}]}`)
-	f.Add(`[{"name":"a","default-route":[]},{"name":"b","default-route":["fd00::1"],"ips":["fd00::2/64"]}]`, `{"type":"bridge","ipam":{"type":"static","routes":[{"dst":"::/0"},{"dst":"x"}]}}`)
-	f.Fuzz(func(t *testing.T, annotation, config string) {
+	f.Add(`[{"name":"a","cni-args":{"x":{"y":[1,null]}}}]`, `{"type":"a","name":"b","args":{"cni":{"x":1e400,"x":2}}}`, "default/x", byte(0))
+	f.Add(`[{"name":"a","ips":["10.0.0.1","10.0.0.2"]}]`, `{"cniVersion":"0.4.0","plugins":[{"type":"a","args":null,"ipam":{"type":"host-local"}}]}`, "", byte(0))
+	f.Add(`[{"name":"a","default-route":[]},{"name":"b","default-route":["fd00::1"],"ips":["fd00::2/64"]}]`, `{"type":"bridge","ipam":{"type":"static","routes":[{"dst":"::/0"},{"dst":"x"}]}}`, "", byte(0))
+	f.Add(`[{"name":"a"},{"name":"b","deviceID":"v1"},{"name":"a"}]`, `{"type":"sriov","capabilities":{"deviceID":true,"CNIDeviceInfoFile":true}}`, "default/c", byte(4))
+	f.Fuzz(func(t *testing.T, annotation, config, defaultNetwork string, devices byte) {
 		in := input(annotation)
+		in.Pod.Annotations[plan.DefaultNetworkAnnotation] = defaultNetwork
+		in.RuntimeConfig = map[string]json.RawMessage{"of the runtime": json.RawMessage(`1`)}
+		in.Isolation = plan.Isolation{On: true}
+		in.ContainerID, in.DeviceInfoDir = "c1", "/devinfo"
+		var ids []string
+		for i := range devices {
+			ids = append(ids, fmt.Sprintf("v%d", i))
+		}
+		in.Devices = func(name string) ([]plan.Device, error) { return deviceList(name, ids), nil }
 		in.Definition = func(namespace, name string) (plan.Definition, bool) {
-			return plan.Definition{Namespace: namespace, Name: name, Config: config}, true
+			d := plan.Definition{Namespace: namespace, Name: name, Config: config}
+			if devices > 0 {
+				d.ResourceName = resource
+			}
+			return d, true
 		}
 		p, err := plan.Build(in)
 		again, errAgain := plan.Build(in)
@@ -334,29 +350,44 @@ func FuzzBuild(f *testing.F) {
 		}
 		var e *plan.Error
 		if err != nil {
-			if !errors.As(err, &e) || e.Code == 0 {
-				t.Fatalf("no code: %v", err)
+			if !errors.As(err, &e) || e.Code == 0 || len(p.Attachments) != 0 {
+				t.Fatalf("no code, or half a plan: %v, %+v", err, p)
 			}
 			return
 		}
-		if _, err := json.Marshal(p); err != nil {
-			t.Fatalf("a plan without JSON form: %v", err)
-		}
-		seen := map[string]bool{}
-		owners := 0
-		for _, a := range p.Attachments {
-			if a.DefaultRoute {
-				owners++
-			}
-		}
-		if owners != 1 {
-			t.Fatalf("%d attachments have the default route: %+v", owners, p.Attachments)
-		}
-		for i, a := range p.Attachments {
-			if seen[a.IfName] || a.IfName == "" || len(a.IfName) > 15 || a.Default != (i == 0) || len(a.Reasons) == 0 {
-				t.Fatalf("attachment %d: %+v", i, a)
-			}
-			seen[a.IfName] = true
+		checkPlan(t, p)
+		if c, err := plan.ChangeOf(in, p.Attachments); err != nil || !c.Nothing() {
+			t.Fatalf("the pod has what it asks for, and yet: %+v, %v", c, err)
 		}
 	})
+}
+
+// checkPlan holds what every plan of a pod in an isolated namespace must obey.
+func checkPlan(t *testing.T, p plan.Plan) {
+	t.Helper()
+	if _, err := json.Marshal(p); err != nil {
+		t.Fatalf("a plan without JSON form: %v", err)
+	}
+	seen, used, owners := map[string]bool{}, map[plan.Device]bool{}, 0
+	for i, a := range p.Attachments {
+		if a.DefaultRoute {
+			owners++
+		}
+		if seen[a.IfName] || a.IfName == "" || len(a.IfName) > 15 || a.Default != (i == 0) || len(a.Reasons) == 0 {
+			t.Fatalf("attachment %d: %+v", i, a)
+		}
+		if a.Device != (plan.Device{}) && used[a.Device] {
+			t.Fatalf("device %v is given out twice", a.Device)
+		}
+		if _, leaked := a.RuntimeConfig["of the runtime"]; leaked != a.Default {
+			t.Fatalf("attachment %d has the runtime's arguments: %v", i, leaked)
+		}
+		if namespace, _, ok := strings.Cut(a.Network, "/"); ok && namespace != p.Pod.Namespace {
+			t.Fatalf("attachment %d is of a foreign namespace: %s", i, a.Network)
+		}
+		seen[a.IfName], used[a.Device] = true, true
+	}
+	if owners != 1 {
+		t.Fatalf("%d attachments have the default route: %+v", owners, p.Attachments)
+	}
 }

@@ -3,6 +3,7 @@ package plan
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
@@ -231,7 +232,7 @@ func parseElement(item string) (s Selection, err error) {
 }
 
 func suggestion(key string) string {
-	for known := range elementKeys {
+	for _, known := range slices.Sorted(maps.Keys(elementKeys)) {
 		if strings.EqualFold(known, key) {
 			return fmt.Sprintf(" (did you mean %q?)", known)
 		}
