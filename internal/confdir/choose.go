@@ -47,7 +47,7 @@ type State struct {
 // what was in force before.
 //
 // The default network is the first usable one in byte order, the order of
-// containerd and CRI-O, that is not Braid's own. A file that cannot be read or
+// containerd and CRI-O, that is not Braid's own or Multus'. A file that cannot be read or
 // parsed, as it is half written for example, counts with its last good version
 // and is skipped without one. When nothing usable is left, the default network
 // of before stays: pods that are started while an agent replaces its file get
@@ -74,6 +74,8 @@ func Choose(files []File, before State) State {
 		}
 		good, kept := before.version(f.Name)
 		switch {
+		case err == nil && isMultus(network):
+			now.note("%s is passed over: Braid attaches pods to their networks as Multus does, and would do so a second time; remove Multus", f.Name)
 		case err == nil:
 			now.Networks = append(now.Networks, Good{File: f.Name, Data: f.Data, Network: network})
 		case errors.Is(err, plan.ErrSelf):
@@ -88,15 +90,16 @@ func Choose(files []File, before State) State {
 	switch {
 	case len(now.Networks) > 0:
 		now.Default = &now.Networks[0]
-		if calls(now.Default.Network, "multus", "multus-shim") {
-			now.note("the default network of %s is Multus, which would attach the pods' networks a second time: remove the file, and Braid uses the network behind it", now.Default.File)
-		}
-	case before.Default != nil:
+	case before.Default != nil && !isMultus(before.Default.Network):
 		now.Default = before.Default
 		now.note("no usable network is left: %s of %s stays the default network", before.Default.Network.Name, before.Default.File)
 	}
 	return now
 }
+
+// isMultus tells the configuration by which a runtime calls Multus from a
+// network. Multus is one program or, with a daemon, a shim.
+func isMultus(n plan.Network) bool { return calls(n, "multus", "multus-shim") }
 
 func calls(n plan.Network, types ...string) bool {
 	return slices.ContainsFunc(n.Plugins, func(p plan.Plugin) bool { return slices.Contains(types, p.Type) })
