@@ -88,7 +88,7 @@ func TestA14FewerDevicesThanNetworksIsAnErrorAndNothingIsLeft(t *testing.T) {
 	n, k := newDeviceNode(t)
 	n.devicePod("c", "first", "one,two")
 	k.Devices("default/c", vf, "v1", "v2")
-	n.refused(n.do("ADD", "c"), types.ErrInvalidNetworkConfig, "network default/two", "net2", "2 devices of resource", vf)
+	n.refused(n.do("ADD", "c"), types.ErrInvalidNetworkConfig, "network default/two", "net2", "devices (2) of resource", vf)
 	n.nothingLeft()
 	if events := n.cluster.takeEvents(); len(events) != 1 || !strings.HasPrefix(events[0], "c: FAILED ") {
 		t.Errorf("events %q", events)

@@ -197,7 +197,7 @@ func TestNewNetworkGetsADeviceThatNoKeptOneHas(t *testing.T) {
 			t.Errorf("%s: the new networks get %s, want %s", c.is, text, c.want)
 		}
 	}
-	if _, err := plan.ChangeOf(pod("a,b,c", "vf0", "vf1"), has); err == nil || !strings.Contains(err.Error(), "2 devices") {
+	if _, err := plan.ChangeOf(pod("a,b,c", "vf0", "vf1"), has); err == nil || !strings.Contains(err.Error(), "more networks than devices (2)") {
 		t.Errorf("a third network of two devices: %v", err)
 	}
 }

@@ -103,11 +103,11 @@ func (d *devices) assign(a *Attachment) error {
 		return later("the kubelet knows of no device of resource %s for this pod; "+
 			"request one for each such network in resources.limits of a container", quote(resource))
 	case named != "":
-		return invalid("%s is none of the pod's %d devices of resource %s", quote(named), len(list), quote(resource))
+		return invalid("%s is none of the devices of resource %s that the pod has", quote(named), quote(resource))
 	default:
 		// What a pod has is settled before its sandbox is made: no later try
 		// finds more.
-		return invalid("the pod has %d devices of resource %s, and more networks that need one each; "+
+		return invalid("the pod has more networks than devices (%d) of resource %s; "+
 			"request one for each in resources.limits of a container", len(list), quote(resource))
 	}
 	d.used = append(d.used, a.Device)

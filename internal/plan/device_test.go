@@ -2,7 +2,6 @@ package plan_test
 
 import (
 	"errors"
-	"fmt"
 	"path"
 	"strings"
 	"testing"
@@ -103,25 +102,5 @@ func TestAPreviewLeavesTheDeviceOpen(t *testing.T) {
 			strings.Contains(string(a.Config.Plugins[0].Conf), "deviceID") {
 			t.Errorf("%+v", a)
 		}
-	}
-}
-
-// TestAnEditGivesOutTheDevicesThatAreLeft: what stays keeps its device, what
-// goes gives it back, and an edit that asks for more than there is changes
-// nothing.
-func TestAnEditGivesOutTheDevicesThatAreLeft(t *testing.T) {
-	p, err := plan.Build(onDevices("a,b", "v1", "v2"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := plan.ChangeOf(onDevices("b,c", "v1", "v2"), p.Attachments)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if have := fmt.Sprintf("keep %s, remove %s, add %s", devicesOf(c.Keep[1:]), devicesOf(c.Remove), devicesOf(c.Add)); have != "keep net2=v2, remove net1=v1, add net1=v1" {
-		t.Error(have)
-	}
-	if c, err = plan.ChangeOf(onDevices("a,b,c", "v1", "v2"), p.Attachments); err == nil || !strings.Contains(err.Error(), "the pod has 2 devices") || len(c.Add) != 0 {
-		t.Errorf("a third network on two devices: %+v, %v", c, err)
 	}
 }
