@@ -3,6 +3,7 @@ package confdir
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -17,6 +18,9 @@ type File struct {
 	Data []byte
 	// Err says why Data could not be read.
 	Err error
+	// Plugins are the files *.conf of a directory: the plugins at the end of the
+	// list that has the directory's name.
+	Plugins []File
 }
 
 // Good is a network that can be attached, and where it comes from.
@@ -70,6 +74,9 @@ func Choose(files []File, before State) State {
 		}
 		network, err := plan.Network{}, f.Err
 		if err == nil {
+			f.Data, err = withPlugins(f, files)
+		}
+		if err == nil {
 			network, err = plan.ParseNetwork(f.Data, "")
 		}
 		good, kept := before.version(f.Name)
@@ -95,6 +102,35 @@ func Choose(files []File, before State) State {
 		now.note("no usable network is left: %s of %s stays the default network", before.Default.Network.Name, before.Default.File)
 	}
 	return now
+}
+
+// withPlugins is the configuration with the plugins that a directory of the
+// network's name adds to a list.
+func withPlugins(f File, files []File) ([]byte, error) {
+	if filepath.Ext(f.Name) != ".conflist" {
+		return f.Data, nil
+	}
+	var broken error
+	data, err := plan.AppendPlugins(f.Data, func(name string) (plugins [][]byte) {
+		i := slices.IndexFunc(files, func(dir File) bool { return dir.Name == name && len(dir.Plugins) > 0 })
+		if i < 0 {
+			return nil
+		}
+		for _, p := range files[i].Plugins {
+			if p.Err == nil && !json.Valid(p.Data) {
+				p.Err = errors.New("broken JSON")
+			}
+			if p.Err != nil && broken == nil {
+				broken = fmt.Errorf("%s/%s: %w", name, p.Name, p.Err)
+			}
+			plugins = append(plugins, p.Data)
+		}
+		return plugins
+	})
+	if broken != nil {
+		return nil, broken
+	}
+	return data, err
 }
 
 // isMultus tells the configuration by which a runtime calls Multus from a

@@ -5,11 +5,16 @@ import (
 	"errors"
 	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/libcni"
+
 	"braid.dev/braid/internal/confdir"
+	"braid.dev/braid/internal/plan"
 )
 
 // conf is a network with a name of its own.
@@ -181,5 +186,84 @@ func TestSpec03OneBrokenFileHidesNoOther(t *testing.T) {
 	}
 	if n, ok := choose(rubbish).OnDisk("lab"); ok {
 		t.Errorf("a network out of rubbish: %v", n)
+	}
+}
+
+// TestADirectoryOfTheNetworksNameHasPluginsOfIt: libcni 1.3 and later append
+// them to the list, so a runtime without Braid would attach with them.
+func TestADirectoryOfTheNetworksNameHasPluginsOfIt(t *testing.T) {
+	list := func(more string) confdir.File {
+		return file("10-a.conflist", []byte(`{"cniVersion": "1.0.0", "name": "a", `+more+`"plugins": [{"type": "ptp"}]}`))
+	}
+	dir := func(files ...confdir.File) confdir.File { return confdir.File{Name: "a", Plugins: files} }
+	tuning, sbr := file("20-tuning.conf", []byte(`{"type": "tuning", "x": 1.0}`)), file("30-sbr.conf", []byte(`{"type": "sbr"}`))
+	for name, c := range map[string]struct {
+		steps [][]confdir.File
+		want  string
+	}{
+		"appended in order":        {[][]confdir.File{{list(""), dir(tuning, sbr)}}, "ptp tuning sbr"},
+		"of another network":       {[][]confdir.File{{list(""), {Name: "b", Plugins: []confdir.File{tuning}}}}, "ptp"},
+		"not wanted":               {[][]confdir.File{{list(`"loadOnlyInlinedPlugins": true, `), dir(tuning)}}, "ptp"},
+		"nothing else":             {[][]confdir.File{{file("10-a.conflist", []byte(`{"cniVersion": "1.0.0", "name": "a"}`)), dir(tuning)}}, "tuning"},
+		"no list":                  {[][]confdir.File{{file("10-a.conf", []byte(`{"cniVersion": "1.0.0", "name": "a", "type": "ptp"}`)), dir(tuning)}}, "ptp"},
+		"half written":             {[][]confdir.File{{list(""), dir(tuning)}, {list(""), dir(file("20-tuning.conf", tuning.Data[:10]))}}, "ptp tuning"},
+		"half written from before": {[][]confdir.File{{list(""), dir(file("20-tuning.conf", tuning.Data[:10]))}}, ""},
+		"unreadable":               {[][]confdir.File{{list(""), dir(confdir.File{Name: "20-tuning.conf", Err: fs.ErrPermission})}}, ""},
+		"removed":                  {[][]confdir.File{{list(""), dir(tuning)}, {list("")}}, "ptp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := choose(c.steps...)
+			var types []string
+			if s.Default != nil {
+				for _, p := range s.Default.Network.Plugins {
+					types = append(types, p.Type)
+				}
+			}
+			if have := strings.Join(types, " "); have != c.want {
+				t.Errorf("plugins %q, want %q; notes %q", have, c.want, s.Notes)
+			}
+			if c.want == "" && !strings.Contains(strings.Join(s.Notes, "\n"), "a/20-tuning.conf: ") {
+				t.Errorf("notes %q do not name the file", s.Notes)
+			}
+			if s.Default == nil {
+				return
+			}
+			// What is remembered needs no directory.
+			if n, err := plan.ParseNetwork(s.Default.Data, ""); err != nil || len(n.Plugins) != len(types) {
+				t.Errorf("remembered as %s: %v", s.Default.Data, err)
+			}
+		})
+	}
+}
+
+func TestPluginsOfADirectoryAreThoseThatLibcniReads(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"10-a.conflist": `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "ptp"}, {"type": "portmap", "capabilities": {"portMappings": true}}]}`,
+		"a/b.conf":      `{"type": "tuning"}`, "a/a.conf": ` {"type": "sbr", "x": 1} `, "a/c.json": `{"type": "no"}`, "a/d.conflist": `{"type": "no"}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := libcni.ConfListFromFile(filepath.Join(dir, "10-a.conflist"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := confdir.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := confdir.Choose(files, confdir.State{}).Default
+	if have == nil || len(have.Network.Plugins) != len(want.Plugins) {
+		t.Fatalf("have %+v, want %d plugins", have, len(want.Plugins))
+	}
+	for i, p := range have.Network.Plugins {
+		if p.Type != want.Plugins[i].Network.Type {
+			t.Errorf("plugin %d is %s, want %s", i+1, p.Type, want.Plugins[i].Network.Type)
+		}
 	}
 }

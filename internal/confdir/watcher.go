@@ -399,19 +399,44 @@ func (w *Watcher) report(what string, err error) {
 	}
 }
 
-// ReadDir reads the configurations of a directory. What is no regular file is
-// left out, as runtimes do with directories and as a pipe would block.
+// ReadDir reads the configurations of a directory, and those of plugins in the
+// directories in it. Anything else that is no regular file is left out, as
+// runtimes do and as a pipe would block.
 func ReadDir(dir string) ([]File, error) {
+	files, err := readFiles(dir, func(name string, isDir bool) bool { return IsConf(name) || isRenamed(name) && !isDir })
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if info, err := os.Stat(path); err != nil || !info.IsDir() || IsConf(e.Name()) || isRenamed(e.Name()) {
+			continue
+		}
+		plugins, err := readFiles(path, func(name string, _ bool) bool { return filepath.Ext(name) == ".conf" })
+		if err == nil && len(plugins) > 0 { // one that cannot be read is nobody's, as most directories here
+			files = append(files, File{Name: e.Name(), Plugins: plugins})
+		}
+	}
+	return files, nil
+}
+
+// readFiles reads the regular files of a directory whose names are wanted.
+func readFiles(dir string, want func(name string, isDir bool) bool) ([]File, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	var files []File
 	for _, e := range entries {
-		if isRenamed(e.Name()) && !e.IsDir() {
-			files = append(files, File{Name: e.Name()}) // only the name matters
+		if !want(e.Name(), e.IsDir()) {
+			continue
 		}
 		if !IsConf(e.Name()) {
+			files = append(files, File{Name: e.Name()}) // only the name matters
 			continue
 		}
 		path := filepath.Join(dir, e.Name())

@@ -650,6 +650,12 @@ func TestThingsThatAreNoFiles(t *testing.T) {
 		os.WriteFile(at("04-large.conf"), bytes.Repeat([]byte(" "), 2<<20), 0o600),
 		os.WriteFile(filepath.Join(w.state, "target"), conf("linked"), 0o600),
 		os.Symlink(filepath.Join(w.state, "target"), at("05-link.conf")),
+		os.Mkdir(at("linked-list"), 0o755),
+		os.WriteFile(at("linked-list/10-tuning.conf"), []byte(`{"type": "tuning"}`), 0o600),
+		os.WriteFile(at("linked-list/README"), []byte("x"), 0o600),
+		syscall.Mkfifo(at("linked-list/20-pipe.conf"), 0o600),
+		os.Mkdir(at("linked-list/30-dir.conf"), 0o755),
+		os.WriteFile(at("06-list.conflist"), conf("linked-list"), 0o600),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -662,6 +668,9 @@ func TestThingsThatAreNoFiles(t *testing.T) {
 		if !strings.Contains(notes, want) {
 			t.Errorf("notes %q lack %q", notes, want)
 		}
+	}
+	if n, ok := w.OnDisk("linked-list"); !ok || len(n.Plugins) != 2 || n.Plugins[1].Type != "tuning" {
+		t.Errorf("the list with a directory of plugins: %+v, %v", n, ok)
 	}
 	w.restored()
 }

@@ -89,6 +89,55 @@ func ParseNetwork(data []byte, name string) (Network, error) {
 	return n, nil
 }
 
+// AppendPlugins returns a configuration list with the plugins behind it that dir
+// has for its name, as the directory beside the list has them for libcni 1.3 and
+// later. The list says with loadOnlyInlinedPlugins that it wants none; what is
+// returned with plugins appended says so too. A list without any is returned as
+// it is.
+func AppendPlugins(list []byte, dir func(name string) [][]byte) ([]byte, error) {
+	ms, err := members(list)
+	if err != nil {
+		return nil, err
+	}
+	only, err := boolOf(ms, onlyInlined)
+	if err != nil {
+		return nil, err
+	}
+	name, err := networkName(ms, "")
+	if err != nil || only {
+		return list, nil // ParseNetwork says what is wrong with a name
+	}
+	more := dir(name)
+	if len(more) == 0 {
+		return list, nil
+	}
+	var plugins []json.RawMessage
+	if value, ok := lookup(ms, "plugins"); ok {
+		if plugins, err = elements(value, maxPlugins); err != nil {
+			return nil, fmt.Errorf("plugins: %w", err)
+		}
+	}
+	for _, conf := range more {
+		if _, err := members(conf); err != nil {
+			return nil, err
+		}
+		plugins = append(plugins, bytes.TrimSpace(conf))
+	}
+	text := append([]byte{'['}, bytes.Join(rawBytes(plugins), []byte(", "))...)
+	return setMembers(list, []member{{key: "plugins", value: append(text, ']')}, {key: onlyInlined, value: []byte("true")}})
+}
+
+// onlyInlined is the key by which a list does without the plugins of a directory.
+const onlyInlined = "loadOnlyInlinedPlugins"
+
+func rawBytes(list []json.RawMessage) [][]byte {
+	out := make([][]byte, len(list))
+	for i, raw := range list {
+		out[i] = raw
+	}
+	return out
+}
+
 func parsePlugin(conf json.RawMessage) (Plugin, error) {
 	ms, err := members(conf)
 	if err != nil {
