@@ -204,6 +204,8 @@ type ask struct {
 	// words is nil for an attachment of before attachments knew their element:
 	// then nobody can tell a difference.
 	words map[string]json.RawMessage
+	// text is all of words, to be compared with that of many others.
+	text string
 }
 
 func askOf(s *Selection) (ask, error) {
@@ -211,15 +213,17 @@ func askOf(s *Selection) (ask, error) {
 		return ask{}, nil
 	}
 	a := ask{ifName: s.IfName}
-	text, err := json.Marshal(s)
+	anywhere := *s
+	anywhere.IfName = ""
+	text, err := json.Marshal(anywhere)
 	if err == nil {
 		err = json.Unmarshal(text, &a.words)
 	}
-	delete(a.words, "interface")
+	a.text = string(text)
 	return a, err
 }
 
-func (a ask) same(b ask) bool { return len(a.differences(b)) == 0 }
+func (a ask) same(b ask) bool { return a.words == nil || b.words == nil || a.text == b.text }
 
 // differences are the keys whose values differ.
 func (a ask) differences(b ask) []string {

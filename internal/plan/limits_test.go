@@ -123,3 +123,26 @@ func BenchmarkWorst(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkWorstChange is an edit of every element of the longest list.
+func BenchmarkWorstChange(b *testing.B) {
+	const config = `{"type": "a", "capabilities": {"ips": true, "portMappings": true}}`
+	elements := func(edit int) string {
+		var list []string
+		for i := range 256 {
+			list = append(list, fmt.Sprintf(`{"name": "net", "ips": ["10.0.%d.%d"], "cni-args": {"a": %d, "b": 2, "c": 3}, "portMappings": [{"hostPort": %d, "containerPort": 1}]}`,
+				edit, i%250+1, i+edit*1000, i+1))
+		}
+		return "[" + strings.Join(list, ",") + "]"
+	}
+	p, err := plan.Build(worstInput(elements(0), config))
+	if err != nil {
+		b.Fatal(err)
+	}
+	in := worstInput(elements(1), config)
+	for b.Loop() {
+		if c, err := plan.ChangeOf(in, p.Attachments); err != nil || len(c.Add) != 256 {
+			b.Fatal(err)
+		}
+	}
+}
