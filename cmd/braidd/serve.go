@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,6 +15,7 @@ import (
 	"braid.dev/braid/cmd/braidd/native"
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/confdir"
+	"braid.dev/braid/internal/cri"
 	"braid.dev/braid/internal/daemon"
 	"braid.dev/braid/internal/devices"
 	"braid.dev/braid/internal/kube"
@@ -64,11 +66,15 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Cluster:         clusterFor(cluster),
 		Socket:          f.socket(),
 		Installed:       func() error { return installed(f.confDir) },
+		Notes:           f.notes(),
+		CacheDir:        f.cacheDir,
+		BootID:          bootID(log),
+		Containers:      containers(f.runtime),
 		Log:             log,
 		RequestTimeout:  time.Duration(conf.RequestTimeout),
 		Parallel:        conf.Parallel,
 	})
-	if err := d.Recover(); err != nil {
+	if err := d.Recover(ctx); err != nil {
 		return err
 	}
 	return run(ctx, f, conf, parts{daemon: d, networks: networks, cluster: cluster, log: log})
@@ -103,6 +109,32 @@ func kubeletFor(f flags, c *kube.Cluster) (daemon.Devices, error) {
 		return nil, fmt.Errorf("--pod-resources: %w", err)
 	}
 	return kubelet, nil
+}
+
+// bootID is the kernel's boot ID, empty when it cannot be read: then a reboot is
+// found out by other means.
+func bootID(log *slog.Logger) string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		log.Warn("read the boot ID", "err", err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// containers asks the runtime at an endpoint for the sandboxes that it has, nil
+// without one.
+func containers(endpoint string) func(context.Context) ([]string, error) {
+	if endpoint == "" {
+		return nil
+	}
+	return func(ctx context.Context) (ids []string, err error) {
+		c, err := cri.Dial(endpoint)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, c.Close()) }()
+		return c.SandboxIDs(ctx)
+	}
 }
 
 // hostDirs splits the list; nil stands for every directory.
@@ -234,3 +266,6 @@ func (a adapter) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string
 
 func (a adapter) Added(pod plan.Pod, message string)  { a.Events.Added(pod, message) }
 func (a adapter) Failed(pod plan.Pod, message string) { a.Events.Failed(pod, message) }
+
+func (a adapter) Damaged(pod plan.Pod, message string) { a.Events.Damaged(pod, message) }
+func (a adapter) Stuck(message string)                 { a.Events.Stuck(message) }

@@ -42,11 +42,14 @@ type Lost struct {
 	// Result is what the runtime remembers of the default network, nil if
 	// nothing.
 	Result *current.Result
+	// Ending says that the sandbox is to be taken down. An attachment that is
+	// not to be seen in the container may have left something elsewhere.
+	Ending bool
 }
 
 // Rebuild makes records in place of those that are lost, and returns them:
 // what the pod would get today, as far as no record that is left speaks of it
-// and, where the namespace can be seen, as far as it is there. Their results
+// and, in a sandbox that lives and can be seen, as far as it is there. Their results
 // are what the runtime remembers and what the kernel shows. Nothing but the
 // store is changed.
 //
@@ -94,7 +97,7 @@ func substitutes(l Lost, good []store.Record, damaged *store.DamagedError, v *vi
 		switch {
 		case names[at.IfName]:
 			continue
-		case at.Default || v == nil || v.shows(at.IfName):
+		case at.Default || l.Ending || v == nil || v.shows(at.IfName):
 			records = append(records, r)
 		default:
 			unseen = append(unseen, r)

@@ -54,6 +54,19 @@ func (c *Client) ListSandboxes(ctx context.Context) ([]Sandbox, error) {
 	return all, nil
 }
 
+// SandboxIDs names the sandboxes of all pods, those that have ended among them.
+func (c *Client) SandboxIDs(ctx context.Context) ([]string, error) {
+	answer, err := c.runtime.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list the sandboxes of runtime %s: %w", c.endpoint, err)
+	}
+	var ids []string
+	for _, item := range answer.GetItems() {
+		ids = append(ids, item.GetId())
+	}
+	return ids, nil
+}
+
 // isGone reports that the runtime does not know, or no longer knows, what it
 // was asked for. Containerd passes the code on inside of other errors.
 func isGone(err error) bool { return err != nil && status.Code(err) == codes.NotFound }

@@ -17,6 +17,9 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 	if r.reach.NS == nil {
 		return nil, types.NewError(types.ErrInvalidNetNS, "ADD needs a network namespace", "CNI_NETNS is "+r.NetNS)
 	}
+	if err := d.settleNote(ctx, r); err != nil {
+		return nil, err
+	}
 	pod, err := d.pod(ctx, r)
 	if err != nil {
 		return nil, err
@@ -61,11 +64,12 @@ func (d *Daemon) pod(ctx context.Context, r request) (plan.Pod, error) {
 
 // attach plans the pod's networks and makes them true.
 func (d *Daemon) attach(ctx context.Context, r request, pod plan.Pod) ([]attach.Attached, error) {
-	sb, err := r.sandbox()
+	sb, err := d.sandbox(r)
 	if err != nil {
 		return nil, err
 	}
 	sb.Pod = pod
+	d.mend(ctx, r)
 	if done, err := d.again(ctx, sb, r.reach); done != nil || err != nil {
 		return done, err
 	}

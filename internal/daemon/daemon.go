@@ -58,6 +58,11 @@ type Cluster interface {
 	// Added and Failed record events and do not wait for them.
 	Added(pod plan.Pod, message string)
 	Failed(pod plan.Pod, message string)
+	// Damaged records an event about records that were lost: on the pod, or on
+	// the node when the pod has no name. Stuck records one on the node, about
+	// what could not be cleaned up several times.
+	Damaged(pod plan.Pod, message string)
+	Stuck(message string)
 	// Synced says why pods and definitions are not known yet.
 	Synced() error
 }
@@ -67,6 +72,11 @@ type Records interface {
 	All() ([]store.Record, error)
 	Sandbox(containerID, ifName string) ([]store.Record, error)
 	Healthy(ctx context.Context) error
+	// Aside lists files of records that could not be read, Missing whether
+	// records may be missing, until Rebuilt.
+	Aside() []store.Aside
+	Missing() (bool, error)
+	Rebuilt(ctx context.Context) error
 }
 
 // Config is what a Daemon is made of.
@@ -97,6 +107,15 @@ type Config struct {
 	// Socket is where the daemon listens, as the host sees it. The default is
 	// wire.DefaultSocket.
 	Socket string
+	// Notes is the directory of the notes of DEL, empty for none.
+	Notes string
+	// CacheDir is where libcni, of the runtime, keeps the results of its ADDs,
+	// empty when that cannot be read.
+	CacheDir string
+	// BootID is the kernel's boot ID.
+	BootID string
+	// Containers, if not nil, names the sandboxes that the runtime has.
+	Containers func(ctx context.Context) ([]string, error)
 	// RequestTimeout bounds each request. The default is 60 seconds.
 	RequestTimeout time.Duration
 	// Parallel bounds how many ADDs, and besides them how many DELs, are
@@ -112,6 +131,9 @@ type Daemon struct {
 	adds, dels  lane
 	takenDown   recent
 	statusLimit time.Duration
+	pace        pace
+	// suspects belongs to releaseOrphans.
+	suspects map[string]bool
 	// late is rung when a network status could not be written.
 	late bell
 }
@@ -140,9 +162,14 @@ func New(c Config) *Daemon {
 	}
 }
 
-// Recover reports what an earlier daemon left unfinished. Nothing is touched:
-// the runtime repeats the ADD or gives it up with a DEL, and only it knows which.
-func (d *Daemon) Recover() error {
+// Recover reports what an earlier daemon left unfinished, and serves the notes
+// of DEL that it can without a hand on the host. Call it before requests are
+// served. An ADD that was interrupted is not touched: the runtime repeats it or
+// gives it up with a DEL, and only it knows which.
+func (d *Daemon) Recover(ctx context.Context) error {
+	for _, aside := range d.Records.Aside() {
+		d.reportDamage(plan.Pod{}, "the records of this node could not be read: "+aside.String())
+	}
 	records, err := d.Records.All()
 	var damaged *store.DamagedError
 	if errors.As(err, &damaged) {
@@ -157,8 +184,15 @@ func (d *Daemon) Recover() error {
 		}
 	}
 	d.Log.Info("attachments known", "count", len(records))
+	// The others are served as soon as that is possible, beside the requests.
+	ctx, cancel := context.WithTimeout(ctx, recoverTime)
+	defer cancel()
+	d.serveNotes(ctx)
 	return nil
 }
+
+// recoverTime bounds what is done before requests are served.
+const recoverTime = 5 * time.Second
 
 func podName(p plan.Pod) string {
 	if p.Name == "" {

@@ -92,13 +92,17 @@ func (d *Daemon) lookAt(ctx context.Context, paths []string) (map[string]netns.I
 		return nil, err
 	}
 	defer d.hands.release(h)
+	return look(ctx, hand{h.conn}, d.shim(h), paths)
+}
+
+// look is lookAt through a host that can run the shim.
+func look(ctx context.Context, host driver.Host, shim driver.Program, paths []string) (map[string]netns.ID, error) {
 	stdin, err := json.Marshal(paths)
 	if err != nil {
 		return nil, err
 	}
-	p := d.shim(h)
-	p.Args, p.Stdin = []string{"namespaces"}, stdin
-	out, err := hand{h.conn}.Exec(ctx, p)
+	shim.Args, shim.Stdin = []string{"namespaces"}, stdin
+	out, err := host.Exec(ctx, shim)
 	if err != nil {
 		return nil, fmt.Errorf("look at namespaces: %w", err)
 	}

@@ -2,10 +2,12 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -31,6 +33,7 @@ type node struct {
 	t       *testing.T
 	dir     string
 	netns   string
+	spaces  map[string]string // paths of namespaces of their own, by container
 	cluster *cluster
 	kernel  *kernel
 	config  Config
@@ -65,7 +68,7 @@ func newNode(t *testing.T, change ...func(*Config)) *node {
 	kerneltest.Need(t, kerneltest.NetNS)
 	_, path := kerneltest.NewNamedNS(t)
 	n := &node{
-		t: t, dir: t.TempDir(), netns: path, log: &lockedBuffer{},
+		t: t, dir: t.TempDir(), netns: path, spaces: map[string]string{}, log: &lockedBuffer{},
 		cluster: &cluster{pods: map[string]plan.Pod{}, definitions: map[string]string{}, statuses: map[string]string{}},
 		kernel:  &kernel{links: map[string]bool{}, hold: map[string]chan struct{}{}},
 	}
@@ -108,6 +111,7 @@ func (n *node) start() {
 	c := n.config
 	c.Records = n.store
 	c.Socket = n.socket()
+	c.Notes, c.CacheDir = filepath.Join(n.dir, "notes"), filepath.Join(n.dir, "results")
 	c.Attacher = &attach.Attacher{
 		Drivers:       map[string]driver.Driver{"fake": n.kernel, "fake2": n.kernel, "crash": crash{n.kernel}},
 		Store:         n.store,
@@ -116,7 +120,7 @@ func (n *node) start() {
 		DeviceInfo:    devices.Files{Dir: c.DeviceInfoDir},
 	}
 	n.daemon = New(c)
-	if err := n.daemon.Recover(); err != nil {
+	if err := n.daemon.Recover(context.Background()); err != nil {
 		n.t.Fatal(err)
 	}
 	l, err := wire.Listen(n.socket())
@@ -147,9 +151,30 @@ func (n *node) kill() {
 	}
 }
 
+// space gives a container a path of its own to the namespace, which unspace
+// takes away.
+func (n *node) space(ids ...string) {
+	n.t.Helper()
+	for _, id := range ids {
+		path := filepath.Join(n.dir, "space-"+id)
+		if err := os.Symlink(n.netns, path); err != nil {
+			n.t.Fatal(err)
+		}
+		n.spaces[id] = path
+	}
+}
+
+func (n *node) unspace(id string) {
+	n.t.Helper()
+	if err := os.Remove(n.spaces[id]); err != nil {
+		n.t.Error(err)
+	}
+}
+
 func (n *node) request(command, id string) wire.Request {
+	path := cmp.Or(n.spaces[id], n.netns)
 	r := wire.Request{
-		Command: command, ContainerID: id, IfName: "eth0", NetNS: n.netns, Path: n.dir,
+		Command: command, ContainerID: id, IfName: "eth0", NetNS: path, Path: n.dir,
 		Stdin: []byte(`{"cniVersion":"1.0.0","name":"braid","type":"braid-cni"}`),
 	}
 	if n.config.Cluster != nil {
@@ -160,16 +185,21 @@ func (n *node) request(command, id string) wire.Request {
 
 // call is one run of a shim in this process.
 func (n *node) call(ctx context.Context, r wire.Request) (wire.Reply, error) {
-	call := wire.Call{Socket: n.socket(), Request: r, Run: func(context.Context, wire.Exec) wire.ExecResult {
+	call := wire.Call{Socket: n.socket(), Request: r, Run: func(_ context.Context, e wire.Exec) wire.ExecResult {
+		if e.Name == "braid-cni" && slices.Equal(e.Args, []string{"namespaces"}) {
+			return (&host{n: n}).namespaces(e)
+		}
 		return wire.ExecResult{Failure: wire.NotFound, Detail: "there are no programs here"}
 	}}
 	if r.NetNS != "" {
 		f, err := os.Open(r.NetNS)
-		if err != nil {
+		if err != nil && (r.Command != "DEL" || !errors.Is(err, fs.ErrNotExist)) {
 			return wire.Reply{}, err
 		}
-		defer f.Close()
-		call.NetNS = f
+		if err == nil {
+			defer f.Close()
+			call.NetNS = f
+		}
 	}
 	return wire.Do(ctx, call)
 }
@@ -325,6 +355,9 @@ func (c *cluster) SetNetworkStatus(_ context.Context, pod plan.Pod, text string)
 func (c *cluster) Added(pod plan.Pod, message string)  { c.event(pod, message) }
 func (c *cluster) Failed(pod plan.Pod, message string) { c.event(pod, "FAILED "+message) }
 
+func (c *cluster) Damaged(pod plan.Pod, message string) { c.event(pod, "DAMAGED "+message) }
+func (c *cluster) Stuck(message string)                 { c.event(plan.Pod{}, "STUCK "+message) }
+
 func (c *cluster) event(pod plan.Pod, message string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -430,6 +463,11 @@ func (k *kernel) takeDetached() []string {
 type crash struct{ *kernel }
 
 func (crash) Attach(context.Context, driver.Spec) (*current.Result, error) { panic("driver bug") }
+
+// panics panics when it is to take down.
+type panics struct{ *kernel }
+
+func (panics) Detach(context.Context, driver.Spec) error { panic("driver bug") }
 
 func intent(sb store.Sandbox, a plan.Attachment) []store.Record {
 	return []store.Record{{Sandbox: sb, Attachment: a}}

@@ -27,11 +27,9 @@ type request struct {
 func (r request) key() string { return r.ContainerID + "/" + r.IfName }
 
 // sandbox is what of the request is remembered with its records.
-func (r request) sandbox() (store.Sandbox, error) {
-	sb := store.Sandbox{
-		ContainerID: r.ContainerID, IfName: r.IfName, NetNS: r.NetNS,
-		Args: r.Args, Path: r.Path, Network: r.conf.Name, Added: time.Now(),
-	}
+func (d *Daemon) sandbox(r request) (store.Sandbox, error) {
+	sb := sandboxOf(r.Request)
+	sb.Network, sb.Boot, sb.Added = r.conf.Name, d.BootID, time.Now()
 	if r.reach.NS != nil {
 		id, err := r.reach.NS.ID()
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 	"braid.dev/braid/internal/plan"
 )
 
-// Reasons of the events on a pod, and, the last two, on the node.
+// Reasons of the events on a pod and on the node.
 const (
 	// ReasonAdded tells of one interface that was attached. Multus uses the
 	// same word.
@@ -25,6 +25,11 @@ const (
 	ReasonRenamed = "ConfigurationRenamed"
 	// ReasonGuarded tells of an agent that may do so.
 	ReasonGuarded = "ConfigurationGuarded"
+	// ReasonDamaged tells that records of a pod, or of the node, were lost, and
+	// what became of it.
+	ReasonDamaged = "RecordsDamaged"
+	// ReasonStuck tells of something that could not be cleaned up, several times.
+	ReasonStuck = "CleanupFailed"
 )
 
 // maxMessage is the length in bytes that kubectl and the newer events API
@@ -85,6 +90,21 @@ func (e *Events) Renamed(message string) {
 // Guarded records on the node that an agent may rename configurations.
 func (e *Events) Guarded(message string) {
 	e.recordNode(corev1.EventTypeNormal, ReasonGuarded, message)
+}
+
+// Damaged records that records were lost: on the pod, or on the node when the
+// pod has no name.
+func (e *Events) Damaged(pod plan.Pod, message string) {
+	if pod.Name == "" {
+		e.recordNode(corev1.EventTypeWarning, ReasonDamaged, message)
+		return
+	}
+	e.record(pod, corev1.EventTypeWarning, ReasonDamaged, message)
+}
+
+// Stuck records on the node what could not be cleaned up several times.
+func (e *Events) Stuck(message string) {
+	e.recordNode(corev1.EventTypeWarning, ReasonStuck, message)
 }
 
 func (e *Events) record(pod plan.Pod, kind, reason, message string) {

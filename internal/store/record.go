@@ -35,6 +35,10 @@ type Sandbox struct {
 	Added time.Time `json:"added,omitzero"`
 }
 
+// Rebooted reports whether the node was started anew since the sandbox's ADD,
+// which its namespace did not outlive. boot is the boot ID of now.
+func (s Sandbox) Rebooted(boot string) bool { return s.Boot != "" && boot != "" && s.Boot != boot }
+
 // Record is one attachment of one sandbox.
 type Record struct {
 	Sandbox Sandbox `json:"sandbox"`

@@ -59,6 +59,16 @@ func (d *DamagedNote) Error() string { return "note " + d.File + ": " + d.Err.Er
 // Unwrap returns what is wrong with the file.
 func (d *DamagedNote) Unwrap() error { return d.Err }
 
+// Request is what the name of the file alone says of the DEL: a note that has
+// its name was written to the end, whatever became of it. ok is false when the
+// name says nothing.
+func (d *DamagedNote) Request() (r Request, ok bool) {
+	names, isNote := strings.CutSuffix(d.File, noteSuffix)
+	id, ifName, isPair := strings.Cut(names, "@")
+	r = Request{Command: "DEL", ContainerID: id, IfName: ifName}
+	return r, isNote && isPair && checkNote(Note{File: d.File, Request: r}) == nil
+}
+
 // ErrTooManyNotes means that MaxNotes or MaxNotesSize is reached.
 var ErrTooManyNotes = errors.New("too many notes already")
 
@@ -92,7 +102,7 @@ func WriteNote(dir string, r Request, netns *os.File) (Note, error) {
 }
 
 func newNote(r Request, netns *os.File) (Note, error) {
-	n := Note{File: noteName(r), Written: time.Now().UTC(), Request: r}
+	n := Note{File: NoteFile(r), Written: time.Now().UTC(), Request: r}
 	if err := checkNote(n); err != nil {
 		return n, err
 	}
@@ -117,8 +127,9 @@ func Identify(netns *os.File) (Namespace, error) {
 	return Namespace{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
-// noteName is unambiguous: an ID of CNI has no "@".
-func noteName(r Request) string { return r.ContainerID + "@" + r.IfName + noteSuffix }
+// NoteFile is the file of the note of a DEL of the request's container and
+// interface. It is unambiguous: an ID of CNI has no "@".
+func NoteFile(r Request) string { return r.ContainerID + "@" + r.IfName + noteSuffix }
 
 // checkNote refuses what would not be read back.
 func checkNote(n Note) error {
@@ -168,7 +179,7 @@ func decodeNote(name string, data []byte) (Note, error) {
 	if err := checkNote(n); err != nil {
 		return Note{}, err
 	}
-	if want := noteName(n.Request); name != want {
+	if want := NoteFile(n.Request); name != want {
 		return Note{}, fmt.Errorf("its name should be %q", want)
 	}
 	return n, nil

@@ -112,7 +112,7 @@ func TestNotesFollowNoLink(t *testing.T) {
 	if err := os.Mkdir(notes, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(victim, filepath.Join(notes, noteName(del("c")))); err != nil {
+	if err := os.Symlink(victim, filepath.Join(notes, NoteFile(del("c")))); err != nil {
 		t.Fatal(err)
 	}
 	if _, damaged, err := ReadNotes(notes); err != nil || len(damaged) != 1 || !errors.Is(damaged[0], syscall.ELOOP) {
