@@ -176,6 +176,7 @@ func (p pod) cni(ctx context.Context, verb string) ([]byte, error) {
 	}
 	conf := list.Plugins[0]
 	conf["name"], conf["cniVersion"] = list.Name, "1.0.0"
+	conf["notes"] = p.path("state/notes") // never the machine's own
 	if verb == "STATUS" || verb == "GC" {
 		conf["cniVersion"] = "1.1.0" // which brought them
 	}

@@ -92,7 +92,7 @@ func command() *cobra.Command {
 	c.Flags().StringVar(&f.configFile, "config", "", "`file` with settings in YAML")
 	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Flags().BoolVar(&f.showVersion, "version", false, "print the version")
-	c.AddCommand(statusCommand(), installCommand(), probeCommand(), migrateCommand(), factsCommand())
+	c.AddCommand(statusCommand(), installCommand(), probeCommand(), migrateCommand(), factsCommand(), uninstallCommand())
 	return c
 }
 

@@ -76,6 +76,31 @@ func OwnCapabilities(network plan.Network) map[string]bool {
 	return own
 }
 
+// Withdraw takes Braid's own configuration out of the directory, and what was
+// put beside it: from then on the runtime calls the default network itself.
+// There may be nothing to take.
+func Withdraw(dir string) error {
+	for _, name := range []string{OwnFile, ownTemp} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	// What Cilium made of it is none of the runtime's, but would come back.
+	renamed := filepath.Join(dir, guardDir)
+	if info, err := os.Lstat(renamed); err == nil && info.Mode().IsRegular() {
+		if err := os.Remove(renamed); err != nil {
+			return err
+		}
+	}
+	if err := RemoveGuard(dir, OwnFile); err != nil {
+		return err
+	}
+	if err := SyncDir(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // Replace writes a file of a directory so that a reader, also one after a power
 // cut, sees either all of the old content or all of the new, in a way that
 // containerd takes notice of. What a crash leaves has a name that no runtime

@@ -239,6 +239,7 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 		"/run/braid":            "/run/braid",
 		"/var/lib/braid":        "/var/lib/braid",
 		"/var/lib/cni/networks": "/var/lib/cni/networks",
+		"/var/lib/cni/results":  "/var/lib/cni/results",
 		"/run/cni/tuning":       "/run/cni/tuning",
 		"/etc/cni/tuning":       "/etc/cni/tuning",
 		"/proc/sys/net":         "/host/proc/sys/net",
@@ -270,6 +271,9 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 			}
 			if m.Name == "pod-resources" && !m.ReadOnly {
 				t.Errorf("%s can put another socket in the place of the kubelet's", c.Name)
+			}
+			if m.Name == "results" && !m.ReadOnly {
+				t.Errorf("%s can change what the runtime remembers", c.Name)
 			}
 			if m.Name == "cni-bin" && c.Name != "install" {
 				t.Errorf("%s can replace the host's plugins", c.Name)
