@@ -38,6 +38,8 @@ type node struct {
 	kernel  *kernel
 	config  Config
 	log     *lockedBuffer
+	// adapt, if not nil, changes each daemon's Attacher before it starts.
+	adapt func(*attach.Attacher)
 	// grace is what requests under way get when the daemon is killed.
 	grace time.Duration
 
@@ -118,6 +120,9 @@ func (n *node) start() {
 		BinDirs:       []string{n.dir},
 		PluginTimeout: 2 * time.Second,
 		DeviceInfo:    devices.Files{Dir: c.DeviceInfoDir},
+	}
+	if n.adapt != nil {
+		n.adapt(c.Attacher)
 	}
 	n.daemon = New(c)
 	if err := n.daemon.Recover(context.Background()); err != nil {

@@ -52,9 +52,13 @@ func (d *Daemon) rebuild(ctx context.Context, r request) (rebuilt []store.Record
 	case err != nil || len(records) > 0:
 		return nil, nil, err
 	default:
-		// The runtime remembers the result of an ADD, of which there is no record.
 		missing, err := d.Records.Missing()
-		if err != nil || !missing || len(r.conf.PrevResult) == 0 || d.takenDown.has(r.key()) {
+		if err != nil || !missing || d.takenDown.has(r.key()) {
+			return nil, nil, err
+		}
+		// Only what the runtime remembers of an ADD tells such a container from
+		// one that Braid never had.
+		if err := d.remind(&r); err != nil || len(r.conf.PrevResult) == 0 {
 			return nil, nil, err
 		}
 	}
@@ -72,6 +76,20 @@ func (d *Daemon) rebuild(ctx context.Context, r request) (rebuilt []store.Record
 		Ending:  r.Command == "DEL",
 	}, r.reach)
 	return rebuilt, damaged, err
+}
+
+// remind adds to a request what the runtime remembers of the ADD, if it did not
+// bring that along.
+func (d *Daemon) remind(r *request) error {
+	if len(r.conf.PrevResult) > 0 {
+		return nil
+	}
+	memory, err := d.recall(r.Request)
+	r.conf.PrevResult = memory.conf.PrevResult
+	if len(r.conf.RuntimeConfig) == 0 {
+		r.conf.RuntimeConfig = memory.conf.RuntimeConfig
+	}
+	return err
 }
 
 // planAgain is what a sandbox would get today. When its pod, or a network of

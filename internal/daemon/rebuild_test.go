@@ -254,6 +254,16 @@ func TestDelAndCheckOfALostStore(t *testing.T) {
 	}
 }
 
+func TestDelOfALostStoreByARuntimeThatBringsNothingAlong(t *testing.T) {
+	n := newNode(t)
+	n.define("vlan", fakeVLAN)
+	n.pod("p", "vlan")
+	n.remember("p", n.ok("ADD", "p"))
+	n.loseStore(nil)
+	n.ok("DEL", "p")
+	n.nothingLeft()
+}
+
 func TestFirstStartOnANodeMissesNothing(t *testing.T) {
 	n := newNode(t)
 	n.remember("other", []byte(`{}`))
