@@ -43,6 +43,7 @@ type flags struct {
 	hostLocal    string
 	hostDirs     string
 	cacheDir     string
+	multusCache  string
 	runtime      string
 	podResources string
 	deviceInfo   string
@@ -88,6 +89,7 @@ func command() *cobra.Command {
 	c.Flags().StringVar(&f.podResources, "pod-resources", "", "`socket` of the kubelet's podresources API, usually /var/lib/kubelet/pod-resources/kubelet.sock, for networks that are made of devices (default: there are none)")
 	c.Flags().StringVar(&f.deviceInfo, "device-info-dir", "", "`directory` of device information files, where device plugins and CNI plugins expect it, /var/run/k8s.cni.cncf.io/devinfo (default: there are none)")
 	c.Flags().StringVar(&f.cacheDir, "cni-cache-dir", "/var/lib/cni/results", "`directory` where the runtime's libcni keeps the results of its ADDs; it is read when records are lost")
+	c.Flags().StringVar(&f.multusCache, "multus-cache-dir", "/var/lib/cni/multus/results", "`directory` where Multus kept the results of its ADDs; it is read when a pod of before Braid is deleted")
 	c.Flags().StringVar(&f.runtime, "runtime-endpoint", "", "the runtime's CRI `socket`, to be asked which containers it has (default: not asked; whoever may use it is root on the node)")
 	c.Flags().StringVar(&f.configFile, "config", "", "`file` with settings in YAML")
 	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")

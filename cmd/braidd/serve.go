@@ -68,6 +68,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Installed:       func() error { return installed(f.confDir) },
 		Notes:           f.notes(),
 		CacheDir:        f.cacheDir,
+		MultusCacheDir:  f.multusCache,
 		BootID:          bootID(log),
 		Containers:      containers(f.runtime),
 		Log:             log,

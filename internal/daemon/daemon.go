@@ -112,6 +112,9 @@ type Config struct {
 	// CacheDir is where libcni, of the runtime, keeps the results of its ADDs,
 	// empty when that cannot be read.
 	CacheDir string
+	// MultusCacheDir is where libcni, of Multus, kept the results of its ADDs. It
+	// is read when a container of before Braid is deleted.
+	MultusCacheDir string
 	// BootID is the kernel's boot ID.
 	BootID string
 	// Containers, if not nil, names the sandboxes that the runtime has.

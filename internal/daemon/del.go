@@ -98,7 +98,7 @@ func (d *Daemon) unrecorded(r request) ([]store.Record, error) {
 		}
 		records = append(records, rec)
 	}
-	return records, nil
+	return append(records, d.fromMultus(sb)...), nil
 }
 
 // check compares a container's networks with their records.

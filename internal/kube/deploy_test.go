@@ -239,7 +239,7 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 		"/run/braid":            "/run/braid",
 		"/var/lib/braid":        "/var/lib/braid",
 		"/var/lib/cni/networks": "/var/lib/cni/networks",
-		"/var/lib/cni/results":  "/var/lib/cni/results",
+		"/var/lib/cni":          "/var/lib/cni",
 		"/run/cni/tuning":       "/run/cni/tuning",
 		"/etc/cni/tuning":       "/etc/cni/tuning",
 		"/proc/sys/net":         "/host/proc/sys/net",
