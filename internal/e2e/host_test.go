@@ -48,6 +48,7 @@ type host struct {
 	dir       string // conf, bin, run, state, addresses and more below it
 	ns        *netns.NS
 	way       *way
+	flags     []string // of braidd, beside those that every host has
 	braidd    *exec.Cmd
 	log       *os.File
 }
@@ -325,6 +326,7 @@ func (h *host) launch() error {
 		"--run-dir="+h.path("run"), "--state-dir="+h.path("state"),
 		"--cni-conf-dir="+h.path("conf"), "--cni-bin-dir="+h.path("bin"),
 		"--host-dirs="+h.path("addresses"))
+	h.braidd.Args = append(h.braidd.Args, h.flags...)
 	h.braidd.Stdout, h.braidd.Stderr = h.log, h.log
 	return h.ns.Do(h.braidd.Start)
 }
