@@ -25,8 +25,8 @@ type wall struct {
 var walls = []wall{
 	{"k8s.io/client-go", []string{"internal/kube"}, "one door to the cluster"},
 	{"k8s.io/cri-api", []string{"internal/cri"}, "one door to the runtime"},
-	{"k8s.io/kubelet", []string{"internal/devices", "internal/devices/kubelettest"}, "one door to the kubelet"},
-	{"google.golang.org/grpc", []string{"internal/cri", "internal/devices", "internal/devices/kubelettest"}, "sockets of the node's services, and no other"},
+	{"k8s.io/kubelet", []string{"internal/devices", "internal/devices/kubelettest", "internal/demo/deviceplugin"}, "one door to the kubelet"},
+	{"google.golang.org/grpc", []string{"internal/cri", "internal/devices", "internal/devices/kubelettest", "internal/demo/deviceplugin"}, "sockets of the node's services, and no other"},
 	{"github.com/vishvananda/netlink", []string{"internal/rtnl"}, "one door to the kernel's links"},
 	{"github.com/vishvananda/netns", nil, "internal/netns holds namespaces by descriptor"},
 	{module + "internal/daemon", []string{"cmd/braidd"}, "only braidd serves the shim"},

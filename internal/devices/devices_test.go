@@ -302,3 +302,25 @@ func TestEndpointIsASocket(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkQuestion is what the first network of a pod with devices waits for,
+// the connection included.
+func BenchmarkQuestion(b *testing.B) {
+	k := kubelettest.New(b).Start()
+	k.Devices("default/p", "a/b", "1", "2", "3", "4")
+	go func() {
+		for range k.Asked { // nobody counts them
+		}
+	}()
+	b.Cleanup(func() { close(k.Asked) })
+	c, err := New(k.Socket, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := c.Of(b.Context(), pod("p"), "a/b"); err != nil {
+			b.Fatal(err)
+		}
+		c.Forget(pod("p"))
+	}
+}
