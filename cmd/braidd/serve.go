@@ -246,6 +246,13 @@ func (a adapter) Known(namespace, name, uid string) (plan.Pod, bool) {
 	return a.Pods.Known(namespace, name, uid)
 }
 
+func (a adapter) All() ([]plan.Pod, <-chan struct{}) { return a.Pods.All() }
+
+func (a adapter) Life(ctx context.Context, pod plan.Pod) (daemon.Life, error) {
+	life, err := a.Pods.Life(ctx, pod)
+	return daemon.Life(life), outcome(err)
+}
+
 func (a adapter) Definition(ctx context.Context, namespace, name string) (plan.Definition, bool, error) {
 	d, err := a.Definitions.Lookup(ctx, namespace, name)
 	if errors.Is(err, kube.ErrNotFound) {
@@ -255,7 +262,11 @@ func (a adapter) Definition(ctx context.Context, namespace, name string) (plan.D
 }
 
 func (a adapter) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error {
-	err := a.Pods.SetNetworkStatus(ctx, pod, text)
+	return outcome(a.Pods.SetNetworkStatus(ctx, pod, text))
+}
+
+// outcome is an error of package kube in the words of package daemon.
+func outcome(err error) error {
 	switch {
 	case errors.Is(err, kube.ErrAway):
 		return fmt.Errorf("%w: %w", daemon.ErrAway, err)
@@ -265,8 +276,9 @@ func (a adapter) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string
 	return err
 }
 
-func (a adapter) Added(pod plan.Pod, message string)  { a.Events.Added(pod, message) }
-func (a adapter) Failed(pod plan.Pod, message string) { a.Events.Failed(pod, message) }
+func (a adapter) Added(pod plan.Pod, message string)   { a.Events.Added(pod, message) }
+func (a adapter) Removed(pod plan.Pod, message string) { a.Events.Removed(pod, message) }
+func (a adapter) Failed(pod plan.Pod, message string)  { a.Events.Failed(pod, message) }
 
 func (a adapter) Damaged(pod plan.Pod, message string) { a.Events.Damaged(pod, message) }
 func (a adapter) Stuck(message string)                 { a.Events.Stuck(message) }

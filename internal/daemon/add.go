@@ -70,10 +70,18 @@ func (d *Daemon) attach(ctx context.Context, r request, pod plan.Pod) ([]attach.
 	}
 	sb.Pod = pod
 	d.mend(ctx, r)
-	if done, err := d.again(ctx, sb, r.reach); done != nil || err != nil {
-		return done, err
+	done, err := d.again(ctx, sb, r.reach)
+	if done == nil && err == nil {
+		done, err = d.attachNew(ctx, r, sb)
 	}
-	p, err := d.plan(ctx, r, pod)
+	if err == nil && d.Cluster != nil {
+		d.plugs.served(sb)
+	}
+	return done, err
+}
+
+func (d *Daemon) attachNew(ctx context.Context, r request, sb store.Sandbox) ([]attach.Attached, error) {
+	p, err := d.plan(ctx, r, sb.Pod)
 	if err != nil {
 		return nil, err
 	}
@@ -92,11 +100,7 @@ func (d *Daemon) again(ctx context.Context, sb store.Sandbox, reach attach.Reach
 	if err != nil || !ok {
 		return nil, err
 	}
-	has := make([]plan.Attachment, len(done))
-	for i, a := range done {
-		has[i] = a.Attachment
-	}
-	if c, err := d.changeOf(ctx, sb, sb.Pod, has); err != nil || !c.Nothing() {
+	if c, err := d.changeOf(ctx, sb, sb.Pod, attachmentsOf(done)); err != nil || !c.Nothing() {
 		return nil, nil
 	}
 	return done, nil

@@ -46,6 +46,11 @@ type Cluster interface {
 	Pod(ctx context.Context, told plan.Pod) (plan.Pod, error)
 	// Known returns the pod if it is in memory.
 	Known(namespace, name, uid string) (plan.Pod, bool)
+	// All returns the pods in memory, and a channel that is closed when any of
+	// them changes, comes or goes after that.
+	All() (pods []plan.Pod, changed <-chan struct{})
+	// Life asks how a pod lives. The error is ErrAway or ErrGone.
+	Life(ctx context.Context, pod plan.Pod) (Life, error)
 	// Following says why what is in memory may be behind the API, nil while it
 	// is not.
 	Following() error
@@ -55,8 +60,9 @@ type Cluster interface {
 	// SetNetworkStatus writes the annotation, trying again until ctx ends when
 	// that may help. The error is ErrAway, soon, or ErrGone.
 	SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error
-	// Added and Failed record events and do not wait for them.
+	// Added, Removed and Failed record events and do not wait for them.
 	Added(pod plan.Pod, message string)
+	Removed(pod plan.Pod, message string)
 	Failed(pod plan.Pod, message string)
 	// Damaged records an event about records that were lost: on the pod, or on
 	// the node when the pod has no name. Stuck records one on the node, about
@@ -66,6 +72,10 @@ type Cluster interface {
 	// Synced says why pods and definitions are not known yet.
 	Synced() error
 }
+
+// Life is how a pod lives: in the network of its node, and whether its sandbox
+// is there.
+type Life struct{ HostNetwork, Running bool }
 
 // Records is what the daemon itself needs of the store.
 type Records interface {
@@ -139,6 +149,8 @@ type Daemon struct {
 	suspects map[string]bool
 	// late is rung when a network status could not be written.
 	late bell
+	// plugs knows which pods were served.
+	plugs plugger
 }
 
 // New makes a Daemon and fills in defaults.
@@ -162,6 +174,7 @@ func New(c Config) *Daemon {
 		adds:   make(lane, c.Parallel), dels: make(lane, c.Parallel),
 		statusLimit: 5 * time.Second,
 		late:        newBell(),
+		plugs:       newPlugger(),
 	}
 }
 

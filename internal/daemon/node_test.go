@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -279,6 +280,7 @@ func (n *node) pod(id, networks string) {
 		Namespace: "default", Name: id, UID: "uid-" + id,
 		Annotations: map[string]string{"k8s.v1.cni.cncf.io/networks": networks},
 	}
+	n.cluster.changed()
 }
 
 func conflist(t *testing.T, text string) plan.Network {
@@ -314,6 +316,32 @@ type cluster struct {
 	// succeeded.
 	tries   int
 	written []string
+	lives   map[string]Life
+	// next is closed when a pod changes, nil when nobody waits.
+	next chan struct{}
+}
+
+// changed wakes who follows the pods. The caller holds mu.
+func (c *cluster) changed() {
+	if c.next != nil {
+		close(c.next)
+		c.next = nil
+	}
+}
+
+func (c *cluster) All() ([]plan.Pod, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next == nil {
+		c.next = make(chan struct{})
+	}
+	return slices.Collect(maps.Values(c.pods)), c.next
+}
+
+func (c *cluster) Life(_ context.Context, pod plan.Pod) (Life, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lives[pod.Name], nil
 }
 
 func (c *cluster) Pod(_ context.Context, told plan.Pod) (plan.Pod, error) {
@@ -357,8 +385,9 @@ func (c *cluster) SetNetworkStatus(_ context.Context, pod plan.Pod, text string)
 	return c.statusErr
 }
 
-func (c *cluster) Added(pod plan.Pod, message string)  { c.event(pod, message) }
-func (c *cluster) Failed(pod plan.Pod, message string) { c.event(pod, "FAILED "+message) }
+func (c *cluster) Added(pod plan.Pod, message string)   { c.event(pod, message) }
+func (c *cluster) Removed(pod plan.Pod, message string) { c.event(pod, message) }
+func (c *cluster) Failed(pod plan.Pod, message string)  { c.event(pod, "FAILED "+message) }
 
 func (c *cluster) Damaged(pod plan.Pod, message string) { c.event(pod, "DAMAGED "+message) }
 func (c *cluster) Stuck(message string)                 { c.event(plan.Pod{}, "STUCK "+message) }
@@ -395,6 +424,9 @@ type kernel struct {
 	// arrived, if not nil, receives the container of each Attach that waits.
 	arrived chan string
 	broken  error
+	// attaches counts calls of Attach; at is how many are under way, and most
+	// how many there were at once.
+	attaches, at, most int
 }
 
 func (k *kernel) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
@@ -402,7 +434,15 @@ func (k *kernel) Attach(ctx context.Context, s driver.Spec) (*current.Result, er
 	k.mu.Lock()
 	hold, broken, arrived := k.hold[s.ContainerID], k.broken, k.arrived
 	k.links[name] = true
+	k.attaches++
+	k.at++
+	k.most = max(k.most, k.at)
 	k.mu.Unlock()
+	defer func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.at--
+	}()
 	undo := func(err error) (*current.Result, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()

@@ -75,6 +75,13 @@ func (q *queue) busy(id string) bool {
 	return ok
 }
 
+// waited reports whether a request waits for the container's turn.
+func (q *queue) waited(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting[id]) > 0
+}
+
 // lane bounds how many requests work at once.
 type lane chan struct{}
 

@@ -12,5 +12,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.reconcileLoop(ctx) })
 	group.Go(func() error { return d.convergeLoop(ctx) })
+	group.Go(func() error { return d.hotplugLoop(ctx) })
 	return group.Wait()
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
@@ -109,6 +110,47 @@ func TestClusterPodsOfThisNodeAreInMemory(t *testing.T) {
 	}
 	s.deletePod(t, late)
 	forgets(t, c, ns, "late")
+}
+
+func TestClusterHowAPodLives(t *testing.T) {
+	s := needAPIServer(t)
+	ns := s.namespace(t)
+	node := "node-" + ns
+	c := synced(t, s.braiddConfig(t, node), node)
+	created := s.pod(t, ns, "web-0", node, nil)
+	pod := plan.Pod{Namespace: ns, Name: "web-0", UID: string(created.UID)}
+	if life, err := c.Pods.Life(t.Context(), pod); err != nil || life != (Life{}) {
+		t.Errorf("a pod that waits lives as %+v, %v", life, err)
+	}
+	created.Status.Phase = corev1.PodRunning
+	if _, err := s.admin.CoreV1().Pods(ns).UpdateStatus(t.Context(), created, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if life, err := c.Pods.Life(t.Context(), pod); err != nil || life != (Life{Running: true}) {
+		t.Errorf("a pod that runs lives as %+v, %v", life, err)
+	}
+	agent, err := s.admin.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "agent"},
+		Spec: corev1.PodSpec{
+			NodeName: node, HostNetwork: true,
+			Containers: []corev1.Container{{Name: "c", Image: "example.test/c:1"}},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	life, err := c.Pods.Life(t.Context(), plan.Pod{Namespace: ns, Name: "agent", UID: string(agent.UID)})
+	if err != nil || life != (Life{HostNetwork: true}) {
+		t.Errorf("a pod in the node's network lives as %+v, %v", life, err)
+	}
+	pod.UID = "another"
+	if _, err := c.Pods.Life(t.Context(), pod); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a pod of an earlier life: %v", err)
+	}
+	pod.Name = "web-1"
+	if _, err := c.Pods.Life(t.Context(), pod); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a pod that is not there: %v", err)
+	}
 }
 
 // forgets waits until the watch has told of a pod's end: until then the pod
@@ -258,6 +300,7 @@ func TestClusterEventsAreSeenOnThePod(t *testing.T) {
 	pod := plan.Pod{Namespace: ns, Name: "web-0", UID: string(object.UID)}
 
 	c.Events.Added(pod, "Add net1 [10.20.1.11/24] from default/vlan-2001")
+	c.Events.Removed(pod, "Remove net1 from default/vlan-2001; no longer asked for")
 	const why = "attach net2 (bridge on vlanbr0): no such bridge"
 	for range 3 {
 		c.Events.Failed(pod, why)
@@ -273,6 +316,7 @@ func TestClusterEventsAreSeenOnThePod(t *testing.T) {
 		}
 		want := []string{
 			"Normal AddedInterface " + node + " Add net1 [10.20.1.11/24] from default/vlan-2001 x1",
+			"Normal RemovedInterface " + node + " Remove net1 from default/vlan-2001; no longer asked for x1",
 			"Warning NetworkFailed " + node + " " + why + " x3",
 		}
 		if strings.Join(got, "\n") != strings.Join(want, "\n") {

@@ -18,6 +18,8 @@ const (
 	// ReasonAdded tells of one interface that was attached. Multus uses the
 	// same word.
 	ReasonAdded = "AddedInterface"
+	// ReasonRemoved tells of one that was taken away from a pod that runs.
+	ReasonRemoved = "RemovedInterface"
 	// ReasonFailed tells why a pod's networks could not be attached.
 	ReasonFailed = "NetworkFailed"
 	// ReasonRenamed tells that an agent has renamed a configuration of the conf
@@ -75,6 +77,11 @@ func (e *Events) run(ctx context.Context) {
 // Added records that an interface was attached.
 func (e *Events) Added(pod plan.Pod, message string) {
 	e.record(pod, corev1.EventTypeNormal, ReasonAdded, message)
+}
+
+// Removed records that an interface was taken away from a pod that runs.
+func (e *Events) Removed(pod plan.Pod, message string) {
+	e.record(pod, corev1.EventTypeNormal, ReasonRemoved, message)
 }
 
 // Failed records why a pod's networks could not be attached.

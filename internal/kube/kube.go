@@ -102,7 +102,7 @@ func connect(conf *rest.Config, c Config) (*Cluster, error) {
 	}
 	api := &reach{}
 	cluster := &Cluster{
-		Pods:           newPods(meta, c.NodeName, api, c.Log),
+		Pods:           newPods(meta, dyn, c.NodeName, api, c.Log),
 		Definitions:    newDefinitions(dyn, api, c.Log),
 		Events:         newEvents(core, c.NodeName),
 		ResourceSlices: newResourceSlices(dyn, c.NodeName),

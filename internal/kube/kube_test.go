@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/metadata/fake"
 	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
@@ -41,7 +43,7 @@ func podsWith(t *testing.T, get func() (*metav1.PartialObjectMetadata, error)) *
 		obj, err := get()
 		return true, obj, err
 	})
-	return newPods(client, "node", &reach{}, nil)
+	return newPods(client, dynamicfake.NewSimpleDynamicClient(scheme), "node", &reach{}, nil)
 }
 
 func object(uid string, annotations map[string]string) *metav1.PartialObjectMetadata {
@@ -314,4 +316,42 @@ func FuzzClip(f *testing.F) {
 			t.Errorf("%q is not valid UTF-8", got)
 		}
 	})
+}
+
+func TestWhoFollowsAllPodsLearnsOfEveryChange(t *testing.T) {
+	p := podsWith(t, down)
+	none, changed := p.All()
+	if len(none) != 0 {
+		t.Errorf("pods %v", none)
+	}
+	for _, step := range []struct {
+		what   string
+		change func()
+		want   []string
+	}{
+		{"came", func() { p.appear(object("u1", map[string]string{plan.NetworksAnnotation: "a"})) }, []string{"u1 a"}},
+		{"changed", func() { p.appear(object("u1", map[string]string{plan.NetworksAnnotation: "a,b"})) }, []string{"u1 a,b"}},
+		{"went", func() { _ = rowStore[plan.Pod]{p.table}.Delete(object("u1", nil)) }, nil},
+	} {
+		select {
+		case <-changed:
+			t.Fatalf("told of a change before the pod %s", step.what)
+		default:
+		}
+		step.change()
+		select {
+		case <-changed:
+		default:
+			t.Fatalf("not told that the pod %s", step.what)
+		}
+		var have []string
+		var pods []plan.Pod
+		pods, changed = p.All()
+		for _, pod := range pods {
+			have = append(have, pod.UID+" "+pod.Annotations[plan.NetworksAnnotation])
+		}
+		if !slices.Equal(have, step.want) {
+			t.Errorf("after it %s there are %q, want %q", step.what, have, step.want)
+		}
+	}
 }

@@ -8,12 +8,15 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 
 	"braid.dev/braid/internal/plan"
@@ -39,11 +42,13 @@ var podResource = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 // server sends neither spec nor status.
 type Pods struct {
 	client metadata.Getter
-	table  *table[plan.Pod]
-	api    *reach
+	// whole is for the rare question that metadata does not answer.
+	whole dynamic.NamespaceableResourceInterface
+	table *table[plan.Pod]
+	api   *reach
 }
 
-func newPods(client metadata.Interface, node string, api *reach, log *slog.Logger) *Pods {
+func newPods(client metadata.Interface, dyn dynamic.Interface, node string, api *reach, log *slog.Logger) *Pods {
 	resource := client.Resource(podResource)
 	here := fields.OneTermEqualSelector("spec.nodeName", node).String()
 	source := source{
@@ -57,7 +62,7 @@ func newPods(client metadata.Interface, node string, api *reach, log *slog.Logge
 		},
 		client: client,
 	}
-	p := &Pods{client: resource, table: newTable("pods of node "+node, source, reducePod, log), api: api}
+	p := &Pods{client: resource, whole: dyn.Resource(podResource), table: newTable("pods of node "+node, source, reducePod, log), api: api}
 	p.table.api = api
 	return p
 }
@@ -93,6 +98,48 @@ func keptOf(all map[string]string) map[string]string {
 func (p *Pods) Known(namespace, name, uid string) (plan.Pod, bool) {
 	pod, ok := p.table.get(key{namespace, name})
 	return pod, ok && isPod(pod, uid)
+}
+
+// All returns the pods in memory, in no order, and a channel that is closed when
+// any of them changes, comes or goes after that. The annotations are shared and
+// must not be changed.
+func (p *Pods) All() (pods []plan.Pod, changed <-chan struct{}) {
+	rows, changed := p.table.followAll()
+	pods = make([]plan.Pod, 0, len(rows))
+	for _, pod := range rows {
+		pods = append(pods, pod)
+	}
+	return pods, changed
+}
+
+// Life is how a pod lives.
+type Life struct {
+	// HostNetwork pods are in the network of the node: no runtime makes one for
+	// them.
+	HostNetwork bool
+	// Running pods have their sandbox, and it has its networks.
+	Running bool
+}
+
+// Life asks the API how this very pod lives. The error is ErrNotFound when it is
+// gone, or ErrAway.
+func (p *Pods) Life(ctx context.Context, pod plan.Pod) (life Life, err error) {
+	var obj *unstructured.Unstructured
+	err = p.api.ask(ctx, func(ctx context.Context) (err error) {
+		obj, err = p.whole.Namespace(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+		return err
+	})
+	switch {
+	case apierrors.IsNotFound(err), err == nil && string(obj.GetUID()) != pod.UID:
+		err = ErrNotFound
+	case err == nil:
+		// The schema of the API leaves nothing but these types, or nothing.
+		life.HostNetwork, _, _ = unstructured.NestedBool(obj.Object, "spec", "hostNetwork")
+		phase, _, _ := unstructured.NestedString(obj.Object, "status", "phase")
+		life.Running = phase == string(corev1.PodRunning)
+		return life, nil
+	}
+	return life, fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err)
 }
 
 // mirrorPatience is how long the mirror of a static pod is waited for that the

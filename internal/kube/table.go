@@ -175,16 +175,29 @@ func (t *table[T]) all() map[key]T {
 	return maps.Clone(t.rows)
 }
 
+// followAll is all, and a channel that is closed when any row changes after
+// that.
+func (t *table[T]) followAll() (rows map[key]T, changed <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.rows), t.changedLocked()
+}
+
 // follow returns the row and a channel that is closed when any row changes
 // after that.
 func (t *table[T]) follow(k key) (row T, ok bool, changed <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	row, ok = t.rows[k]
+	return row, ok, t.changedLocked()
+}
+
+// changedLocked is a channel that is closed when any row changes.
+func (t *table[T]) changedLocked() <-chan struct{} {
 	if t.next == nil {
 		t.next = make(chan struct{})
 	}
-	row, ok = t.rows[k]
-	return row, ok, t.next
+	return t.next
 }
 
 // change runs f on the rows and wakes those who wait.

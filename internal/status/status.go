@@ -235,3 +235,14 @@ func Added(o Outcome) string {
 	added := fmt.Sprintf("Add %s [%s] from %s", o.Attachment.IfName, strings.Join(addrs, " "), o.Attachment.Network)
 	return strings.Join(append([]string{added}, o.Notes...), "; ")
 }
+
+// Removed is the sentence of the event that tells of one attachment that was
+// taken away from a pod that runs, with the last of its reasons, such as
+// "Remove net1 from default/vlan-2001; no longer asked for".
+func Removed(a plan.Attachment) string {
+	text := fmt.Sprintf("Remove %s from %s", a.IfName, a.Network)
+	if n := len(a.Reasons); n > 0 {
+		text += "; " + a.Reasons[n-1]
+	}
+	return text
+}
