@@ -1,0 +1,142 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sigs.k8s.io/yaml"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// becomes waits until the sandbox has these links and the status annotation of
+// its pod has these interfaces. Meanwhile STATUS is asked, as a kubelet does.
+func (s *sandbox) becomes(t *testing.T, want ...string) {
+	t.Helper()
+	err := within(t.Context(), 30*time.Second, fmt.Sprintf("the pod has %v", want), func() error {
+		if err := s.status(t.Context()); err != nil {
+			return err
+		}
+		inside := s.inside(t)
+		var told []string
+		for _, e := range s.statusElements(t) {
+			told = append(told, e.Interface)
+		}
+		slices.Sort(told)
+		if !slices.Equal(told, want) {
+			return fmt.Errorf("the status annotation has %v", told)
+		}
+		for _, name := range want {
+			if !strings.Contains(inside, name+" ") {
+				return fmt.Errorf("%s is not in the sandbox:\n%s", name, inside)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lacks expects that a link is not in the sandbox.
+func (s *sandbox) lacks(t *testing.T, name string) {
+	t.Helper()
+	if inside := s.inside(t); strings.Contains(inside, name+" ") {
+		t.Errorf("%s is in the sandbox:\n%s", name, inside)
+	}
+}
+
+func TestClusterEditedAnnotationChangesTheRunningPod(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.network(t, "extra", h.bridged("braidextra0", "10.77.0.0/24", h.recording("")))
+	h.network(t, "other", h.bridged("braidother0", "10.78.0.0/24", h.recording("")))
+	p := h.createPod(t, "pod", map[string]string{networksKey: "extra"})
+	s := p.newSandbox(t)
+	s.mustAdd(t)
+	s.becomes(t, "eth0", "net1")
+
+	p.annotate(t, networksKey, "extra,other,extra@data")
+	s.becomes(t, "data", "eth0", "net1", "net2")
+	p.eventSays(t, "Add net2 [10.78.0.2/24] from "+h.namespace+"/other")
+	p.eventSays(t, "Add data [10.77.0.3/24] from "+h.namespace+"/extra")
+	s.mustCheck(t)
+	before := s.inside(t)
+	s.mustAdd(t) // a runtime that lost the answer
+	if now := s.inside(t); now != before {
+		t.Errorf("the repeated ADD made it\n%s\nfrom\n%s", now, before)
+	}
+	s.loses(t, "net2")
+	if err := s.check(t.Context()); err == nil || !strings.Contains(err.Error(), "net2") {
+		t.Errorf("CHECK without net2: %v", err)
+	}
+
+	// What is gone needs no definition; an edit while braidd is away is found.
+	h.removeNetwork(t, "other")
+	h.mustKill(t)
+	p.annotate(t, networksKey, "extra@data")
+	h.mustStart(t)
+	s.becomes(t, "data", "eth0")
+	p.eventSays(t, "Remove net1 from "+h.namespace+"/extra; no longer asked for")
+	s.lacks(t, "net1")
+	s.lacks(t, "net2")
+	s.mustCheck(t)
+
+	// A broken edit changes nothing, and says so.
+	p.annotate(t, networksKey, "extra@data,[null]")
+	p.eventSays(t, "the networks of the running pod are not changed yet")
+	s.becomes(t, "data", "eth0")
+	p.annotate(t, networksKey, "extra@data,extra")
+	s.becomes(t, "data", "eth0", "net1")
+
+	s.mustDel(t)
+	s.isEmpty(t)
+	h.nothingIsLeft(t)
+}
+
+// TestClusterHotPlugExample does what docs/hotplug.md says.
+func TestClusterHotPlugExample(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	text, err := os.ReadFile(filepath.Join(h.root, "examples/hotplug/networks.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var definition struct {
+		Metadata struct{ Name string }
+		Spec     struct{ Config string }
+	}
+	if err := yaml.Unmarshal(text, &definition); err != nil {
+		t.Fatal(err)
+	}
+	h.network(t, definition.Metadata.Name, definition.Spec.Config)
+	page, err := os.ReadFile(filepath.Join(h.root, "docs/hotplug.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edits := regexp.MustCompile(`networks='([^']*)'`).FindAllStringSubmatch(string(page), -1)
+	if len(edits) != 2 {
+		t.Fatalf("the page has the edits %q, want 2", edits)
+	}
+	s := h.createPod(t, "worker", nil).newSandbox(t)
+	s.mustAdd(t)
+	s.annotate(t, networksKey, edits[0][1])
+	s.becomes(t, "eth0", "net1")
+	if inside := s.inside(t); !strings.Contains(inside, "addr 10.30.1.11/24") {
+		t.Errorf("the address is missing:\n%s", inside)
+	}
+	s.annotate(t, networksKey, edits[1][1])
+	s.becomes(t, "bak", "eth0")
+	s.lacks(t, "net1")
+	s.eventSays(t, "Remove net1 from "+h.namespace+"/backup")
+	if err := s.api.patch(t.Context(), s.object(), object{"metadata": object{"annotations": object{networksKey: nil}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.becomes(t, "eth0")
+	s.lacks(t, "bak")
+	s.mustDel(t)
+	h.nothingIsLeft(t)
+}
