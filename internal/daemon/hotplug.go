@@ -10,6 +10,7 @@ import (
 
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/store"
+	"braid.dev/braid/internal/wire"
 )
 
 // Hot plug makes an edit of the networks annotation true for a pod that runs.
@@ -316,14 +317,18 @@ func (l *plugLoop) finish(w *watched, err error, now time.Time) {
 	}
 }
 
-// tell has the pod know why it is not changed yet, once for each reason.
+// tell has the pod know why it is not changed yet, once for each reason that
+// does not go away by itself.
 func (l *plugLoop) tell(w *watched, err error) {
 	text := err.Error()
-	if text == w.said || errors.Is(err, ErrAway) {
+	if text == w.said {
 		return
 	}
 	w.said = text
 	l.d.Log.Warn("a running pod cannot be changed yet", "pod", podName(w.pod), "err", err)
+	if errors.Is(err, ErrAway) || errors.Is(err, wire.ErrLost) {
+		return
+	}
 	l.d.Cluster.Failed(w.pod, "the networks of the running pod are not changed yet: "+text)
 }
 
