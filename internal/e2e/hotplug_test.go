@@ -1,15 +1,21 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
-	"sigs.k8s.io/yaml"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"braid.dev/braid/internal/e2e/recorder/note"
 )
 
 // becomes waits until the sandbox has these links and the status annotation of
@@ -139,4 +145,84 @@ func TestClusterHotPlugExample(t *testing.T) {
 	s.lacks(t, "bak")
 	s.mustDel(t)
 	h.nothingIsLeft(t)
+}
+
+// A plugin stops a change in its middle, and then braidd is killed, or its hands
+// on the host are.
+func TestClusterKilledInTheMiddleOfAChange(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.network(t, "extra", h.bridged("braidextra0", "10.77.0.0/24", h.recording("")))
+	p := h.createPod(t, "pod", map[string]string{networksKey: "extra"})
+	s := p.newSandbox(t)
+	s.mustAdd(t)
+	for _, whom := range []string{"daemon", "hands"} {
+		for _, c := range []struct {
+			verb, ifName, networks string
+			want                   []string
+		}{
+			{"ADD", "net2", "extra,extra", []string{"eth0", "net1", "net2"}},
+			{"DEL", "net2", "extra", []string{"eth0", "net1"}},
+			{"ADD", "data", "extra,extra@data", []string{"data", "eth0", "net1"}},
+			{"DEL", "data", "extra", []string{"eth0", "net1"}},
+		} {
+			t.Run(c.verb+" "+c.ifName+" "+whom, func(t *testing.T) {
+				before := len(h.callsOf(t, s.id, c.verb, c.ifName))
+				h.behave(t, c.verb+"-"+c.ifName, note.Hang)
+				p.annotate(t, networksKey, c.networks)
+				must(t, within(t.Context(), 20*time.Second, "the plugin is called", func() error {
+					if n := len(h.callsOf(t, s.id, c.verb, c.ifName)); n == before {
+						return errors.Join(fmt.Errorf("it was called %d times", n), h.status(t.Context()))
+					}
+					return nil
+				}))
+				if whom == "daemon" {
+					h.mustKill(t)
+				} else {
+					h.killHands(t)
+				}
+				h.behave(t, c.verb+"-"+c.ifName, "")
+				if whom == "daemon" {
+					h.mustStart(t)
+				}
+				s.becomes(t, c.want...)
+				s.mustCheck(t)
+			})
+		}
+	}
+	s.mustDel(t)
+	s.isEmpty(t)
+	h.nothingIsLeft(t)
+	h.mustKill(t)
+	if left := h.records(t); len(left) > 0 {
+		t.Errorf("%d records are left, the first: %+v", len(left), left[0])
+	}
+}
+
+// callsOf are the calls of the recorder with this verb for this interface.
+func (h *host) callsOf(t *testing.T, containerID, verb, ifName string) []note.Call {
+	t.Helper()
+	return slices.DeleteFunc(h.calls(t, containerID), func(c note.Call) bool { return c.Command != verb || c.IfName != ifName })
+}
+
+// killHands kills every shim of this host.
+func (h *host) killHands(t *testing.T) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := 0
+	for _, exe := range all {
+		if program, err := os.Readlink(exe); err != nil || program != h.path("bin/braid-cni") {
+			continue // or it has ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
+		must(t, err)
+		must(t, syscall.Kill(pid, syscall.SIGKILL))
+		killed++
+	}
+	if killed == 0 {
+		t.Fatal("there is no shim")
+	}
 }
