@@ -40,9 +40,9 @@ var renamers = []struct{ suffix, agent, remedy string }{
 }
 
 // Notice is what those who run the cluster should learn about an agent that
-// renames the configurations of others.
+// renames the configurations of others, or harms Braid's own.
 type Notice struct {
-	// Warning tells that it has renamed one. Otherwise it may do so.
+	// Warning tells that it has done so. Otherwise it may do so.
 	Warning bool
 	// Text names the agent, the file, what Braid does and what a person can do.
 	Text string
@@ -171,7 +171,17 @@ func culprit(dir string) string {
 	if agent, _, remedy, ok := Renamed(dir, OwnFile); ok {
 		return agent + " (" + remedy + ")"
 	}
-	return "unknown"
+	return unknown
+}
+
+// unknown is the agent that nothing tells of.
+const unknown = "unknown"
+
+// putBack is the notice that somebody who left no trace harmed the own file.
+func putBack(how string) Notice {
+	return Notice{Warning: true, Text: fmt.Sprintf(
+		"%s was %s, by whom is not known, and Braid has put it back; pods that started before that may lack their networks and should be started anew",
+		OwnFile, how)}
 }
 
 // Renamed tells which agent has renamed a configuration of a conf dir, to what,

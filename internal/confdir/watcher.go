@@ -351,8 +351,12 @@ func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 		w.cfg.Log.Info("wrote Braid's configuration", "dir", w.cfg.Dir, "file", OwnFile)
 	case own < 0:
 		w.tellPutBack("it was removed or renamed", "by", by)
+		if by == unknown {
+			w.notify([]Notice{putBack("removed or renamed")}, time.Now())
+		}
 	default:
 		w.tellPutBack("it was changed")
+		w.notify([]Notice{putBack("changed")}, time.Now())
 	}
 	w.own = want
 	return 0

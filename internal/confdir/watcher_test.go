@@ -335,6 +335,25 @@ func TestSpec35OwnFileIsPutBack(t *testing.T) {
 		w.restored()
 		t.Log(c.name)
 	}
+	// Who runs the cluster learns of both ways, and not once for each time.
+	for _, how := range []string{"was removed or renamed", "was changed"} {
+		if n := w.noticesWith(how); n != 1 {
+			t.Errorf("%d notices that it %s", n, how)
+		}
+	}
+}
+
+// noticesWith counts the notices with these words.
+func (w *world) noticesWith(words string) int {
+	w.told.Lock()
+	defer w.told.Unlock()
+	n := 0
+	for _, notice := range w.told.notices {
+		if strings.Contains(notice.Text, words) {
+			n++
+		}
+	}
+	return n
 }
 
 // cilium does once what Cilium 1.19 does in its exclusive mode at its start and
