@@ -134,6 +134,53 @@ func TestA03NoAnnotationHarmsTheDaemon(t *testing.T) {
 	h.nothingIsLeft(t)
 }
 
+func TestA04ForeignNamespacesAreRefusedEverywhere(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, func(h *host) {
+		must(t, os.WriteFile(h.path("braidd.yaml"), []byte("namespaceIsolation: true\nglobalNamespaces: [a04-global]\n"), 0o644))
+	})
+	for _, namespace := range []string{"a04-foreign", "a04-global"} {
+		must(t, h.api.namespace(t.Context(), namespace))
+		h.networkIn(t, namespace, "net", h.recordedNetwork(""), nil)
+	}
+	h.network(t, "net", h.recordedNetwork(""))
+	for name, tc := range map[string]struct {
+		annotations map[string]string
+		allowed     bool
+	}{
+		"own":                 {map[string]string{networksKey: "net"}, true},
+		"own by name":         {map[string]string{networksKey: h.namespace + "/net"}, true},
+		"global":              {map[string]string{networksKey: "a04-global/net"}, true},
+		"foreign":             {map[string]string{networksKey: "a04-foreign/net"}, false},
+		"foreign as JSON":     {map[string]string{networksKey: `[{"name":"net","namespace":"a04-foreign"}]`}, false},
+		"foreign among own":   {map[string]string{networksKey: "net,a04-foreign/net"}, false},
+		"default own":         {map[string]string{defaultKey: h.namespace + "/net"}, true},
+		"default global":      {map[string]string{defaultKey: "a04-global/net"}, true},
+		"default foreign":     {map[string]string{defaultKey: "a04-foreign/net"}, false},
+		"foreign, no such":    {map[string]string{networksKey: "a04-foreign/nosuch"}, false},
+		"namespace not there": {map[string]string{networksKey: "a04-nowhere/net"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := h.createPod(t, testName(t), tc.annotations)
+			s := p.newSandbox(t)
+			_, err := s.add(t.Context())
+			switch {
+			case tc.allowed && err != nil:
+				t.Errorf("ADD: %v", err)
+			case !tc.allowed && (codeOf(err) != types.ErrInvalidNetworkConfig || !strings.Contains(err.Error(), "namespace")):
+				t.Errorf("ADD: %v, want a refusal", err)
+			case !tc.allowed:
+				if calls := h.calls(t, s.id); len(calls) > 0 {
+					t.Errorf("a plugin was called: %+v", calls)
+				}
+				p.eventSays(t, "namespace")
+			}
+			s.mustDel(t)
+			h.nothingIsLeft(t)
+		})
+	}
+}
+
 // Some runtimes and people pass more than Braid knows, in forms that splitting
 // at every sign of equality loses.
 func TestA20CNIArgsArePassedOnAsTheyAre(t *testing.T) {

@@ -57,6 +57,13 @@ func (w *way) set(m wayMode) {
 	}
 }
 
+// slow has everything that is sent, in each direction, arrive half of rtt later.
+func (w *way) slow(rtt time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.delay = rtt / 2
+}
+
 func (w *way) state() (wayMode, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
