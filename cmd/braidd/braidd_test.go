@@ -106,7 +106,7 @@ func (n *node) start(ready bool) {
 	n.t.Helper()
 	n.write("braidd.yaml", "pluginTimeout: "+n.pluginTimeout+"\nrequestTimeout: 20s\n"+n.settings, 0o644)
 	n.braidd = exec.Command(filepath.Join(n.programs, "braidd"), "--no-cluster", "--run-dir="+n.path("run"),
-		"--state-dir="+n.path("state"), "--cni-conf-dir="+n.path("conf"), "--cni-bin-dir="+n.path("bin"), "--config="+n.path("braidd.yaml"))
+		"--state-dir="+n.path("state"), "--cni-conf-dir="+n.path("conf"), "--cni-bin-dir="+n.path("bin"), "--cni-cache-dir="+n.path("results"), "--config="+n.path("braidd.yaml"))
 	n.braidd.Stdout, n.braidd.Stderr = n.log, n.log
 	if err := n.ns.Do(n.braidd.Start); err != nil {
 		n.t.Fatal(err)

@@ -40,7 +40,7 @@ func statusCommand() *cobra.Command {
 func askStatus(ctx context.Context, socket string) error {
 	reply, err := wire.Do(ctx, wire.Call{
 		Socket:  socket,
-		Request: wire.Request{Command: "STATUS", Stdin: []byte(`{"cniVersion":"1.1.0","name":"braid","type":"braid-cni"}`)},
+		Request: wire.Request{Command: "STATUS", Stdin: []byte(`{"cniVersion":"1.1.0","name":"braid","type":"braid-cni"}`), NoStay: true},
 		// A probe runs in the daemon's container, where the host's plugins are
 		// not. What the default network's own programs say is for the runtime
 		// to ask, through the shim; here they count as ready.

@@ -297,6 +297,25 @@ func TestDamagedRecordIsReportedAndReplaced(t *testing.T) {
 	m.nothingLeft(t)
 }
 
+// A program in a chain checks what it made itself, in each network of the pod.
+func TestCheckAsksTheProgramsOfEveryNetwork(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := planOf(network("eth0", "one+", "program"), network("net1", "two", "program", "other"))
+	if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Check(t.Context(), "c", "eth0", m.reach()); err != nil {
+		t.Error(err)
+	}
+	m.mu.Lock()
+	delete(m.made, "c/net1/other")
+	m.mu.Unlock()
+	err := m.Check(t.Context(), "c", "eth0", m.reach())
+	if err == nil || !strings.Contains(err.Error(), "check net1 (default/net-net1, plugin other)") || !strings.Contains(err.Error(), "its rule is gone") {
+		t.Errorf("Check = %v", err)
+	}
+}
+
 func TestCheckNamesTheFirstDifference(t *testing.T) {
 	m := newMachine(t, t.TempDir())
 	exempt, old := network("net2", "two"), network("net3", "two")

@@ -221,9 +221,12 @@ func (h host) Exec(_ context.Context, p driver.Program) ([]byte, error) {
 		return []byte(`{"cniVersion":"` + c.CNIVersion + `"}`), nil
 	case "DEL":
 		return nil, h.remove(thing)
-	default:
-		return nil, nil
+	case "CHECK":
+		if !slices.Contains(h.things(), thing) {
+			return nil, &driver.ExitError{Program: p.Name, Code: 1, Stdout: []byte(`{"code":100,"msg":"its rule is gone"}`)}
+		}
 	}
+	return nil, nil
 }
 
 // papers are the device information files of the world.

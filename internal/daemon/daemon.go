@@ -239,7 +239,7 @@ func (d *Daemon) Handle(c *wire.Conn) {
 		return // without a reply the shim asks again
 	}
 	reply := replyWith(stdout, err)
-	reply.Stay = d.hands.ask(time.Now())
+	reply.Stay = !raw.NoStay && d.hands.ask(time.Now())
 	if replyErr := c.Reply(reply); replyErr != nil {
 		err = errors.Join(err, replyErr)
 	}

@@ -3,12 +3,16 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 
+	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/store"
 	"braid.dev/braid/internal/wire"
 )
@@ -209,4 +213,20 @@ func TestFullDiskFailsAddAndNotDel(t *testing.T) {
 	if !strings.Contains(n.log.String(), "the records stay for now") {
 		t.Error("it was not said that records stay")
 	}
+}
+
+// fullDir is what an address directory says on a disk without space.
+type fullDir struct{ *kernel }
+
+func (fullDir) Attach(context.Context, driver.Spec) (*current.Result, error) {
+	return nil, fmt.Errorf("write address record: %w", syscall.ENOSPC)
+}
+
+func TestFullDiskOfAddressesIsTriedAgainLater(t *testing.T) {
+	n := newNode(t)
+	n.define("vlan", fakeVLAN)
+	n.pod("p", "vlan")
+	n.daemon.Attacher.Drivers["fake"] = fullDir{n.kernel}
+	n.refused(n.do("ADD", "p"), 11, "no space left on device")
+	n.nothingLeft()
 }

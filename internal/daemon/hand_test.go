@@ -171,6 +171,11 @@ func TestAShimIsAskedForAHandOnlyWhenOneIsWanted(t *testing.T) {
 		t.Error("a hand was asked for that nobody wants")
 	}
 	wanted := n.daemon.wantHand()
+	probe := n.request("STATUS", "")
+	probe.NoStay = true
+	if reply := n.ask(probe); reply.Stay {
+		t.Error("a probe was asked, which cannot leave a hand and keeps shims from being asked")
+	}
 	if reply := n.do("STATUS", ""); !reply.Stay {
 		t.Error("no hand was asked for")
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -22,13 +23,15 @@ func replyWith(stdout []byte, err error) wire.Reply {
 }
 
 // codeOf is the CNI error code of an error: the one that somebody in its chain
-// decided on; or, when time ran out, the one that has the runtime try again.
+// decided on; or, when time or the disk ran out, the one that has the runtime try
+// again.
 func codeOf(err error) uint {
 	var coded *types.Error
 	switch {
 	case errors.As(err, &coded) && coded.Code != types.ErrUnknown:
 		return coded.Code
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, wire.ErrLost):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, wire.ErrLost),
+		errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
 		return types.ErrTryAgainLater
 	default:
 		return types.ErrInternal

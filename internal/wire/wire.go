@@ -49,6 +49,9 @@ type Request struct {
 	// so that a late failure can still be rolled back with its help. 0 means
 	// no limit.
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// NoStay says that whoever asks cannot leave a hand behind, see Reply.Stay:
+	// it is no shim on the host.
+	NoStay bool `json:"noStay,omitempty"`
 }
 
 // Exec asks the shim to run one program where the runtime would have run it:
