@@ -226,3 +226,101 @@ func (h *host) killHands(t *testing.T) {
 		t.Fatal("there is no shim")
 	}
 }
+
+// A3, A4: an edit goes no way around what holds for a new pod, and none harms
+// the pod or the loop that follows it.
+func TestA04EditsThatAreRefusedChangeNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, func(h *host) {
+		must(t, os.WriteFile(h.path("braidd.yaml"), []byte("namespaceIsolation: true\nglobalNamespaces: [a04-edit-global]\n"), 0o644))
+	})
+	for _, namespace := range []string{"a04-edit-foreign", "a04-edit-global"} {
+		must(t, h.api.namespace(t.Context(), namespace))
+		h.networkIn(t, namespace, "net", h.bridged("braidother0", "10.78.0.0/24", h.recording("")), nil)
+	}
+	h.network(t, "net", h.bridged("braidextra0", "10.77.0.0/24", h.recording("")))
+	p := h.createPod(t, "pod", map[string]string{networksKey: "net"})
+	s := p.newSandbox(t)
+	s.mustAdd(t)
+	before := s.inside(t)
+	calls := len(h.calls(t, s.id))
+	for _, c := range []struct{ networks, says string }{
+		{"net,a04-edit-foreign/net", "may not use the networks of namespace"},
+		{`[{"name":"net"},{"name":"net","namespace":"a04-edit-foreign","interface":"x"}]`, "network a04-edit-foreign/net: element 2"},
+		{"a04-edit-foreign/nosuch", "network a04-edit-foreign/nosuch"},
+		{`[null]`, "have null"},
+		{`{}`, "have an object"},
+		{`[{}]`, "name: missing"},
+		{"net,", "comma too many"},
+		{strings.Repeat("net,", 60000), "are too many"},
+		{strings.Repeat("[", 60000), "annotation"},
+		{`[{"name":"net"},{"name":"net","mac":"not-a-mac"}]`, "mac"},
+		{`[{"name":"net"},{"name":"net","bandwidth":{"ingressRate":1000}}]`, "declares the capability"},
+		{`[{"name":"net"},{"name":"net","default-route":["10.77.0.1"]}]`, "default route of a pod that runs"},
+	} {
+		p.annotate(t, networksKey, c.networks)
+		p.eventSays(t, c.says)
+		s.mustCheck(t)
+	}
+	if now := s.inside(t); now != before {
+		t.Errorf("the pod became\n%s\nfrom\n%s", now, before)
+	}
+	if n := len(h.callsOf(t, s.id, "ADD", "net1")) + len(h.callsOf(t, s.id, "CHECK", "net1")); n != len(h.calls(t, s.id)) || calls != 1 {
+		t.Errorf("plugins were called for more than the pod has: %+v", h.calls(t, s.id))
+	}
+	p.annotate(t, networksKey, "net,a04-edit-global/net")
+	s.becomes(t, "eth0", "net1", "net2")
+	s.mustDel(t)
+	h.nothingIsLeft(t)
+}
+
+// A21: what was plugged is released by its record, whatever has become of the
+// network and of the pod's object.
+func TestA21WhatWasPluggedIsReleasedByItsRecord(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(t *testing.T, s *sandbox)
+		// unplugged says that an edit takes the network away before the DEL.
+		unplugged bool
+	}{
+		"pod deleted": {change: func(t *testing.T, s *sandbox) {
+			must(t, s.api.remove(t.Context(), s.object()))
+		}},
+		"network and pod deleted, braidd restarted": {change: func(t *testing.T, s *sandbox) {
+			s.removeNetwork(t, "plugged")
+			must(t, s.api.remove(t.Context(), s.object()))
+			s.restart(t)
+		}},
+		"network changed": {change: func(t *testing.T, s *sandbox) {
+			s.network(t, "plugged", s.bridged("braidelse0", "10.79.0.0/24"))
+		}},
+		"network deleted before it is unplugged": {change: func(t *testing.T, s *sandbox) {
+			s.removeNetwork(t, "plugged")
+		}, unplugged: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			h.network(t, "plugged", h.bridged("braidextra0", "10.77.0.0/24", h.recording("")))
+			p := h.createPod(t, "pod", nil)
+			s := p.newSandbox(t)
+			s.mustAdd(t)
+			p.annotate(t, networksKey, "plugged")
+			s.becomes(t, "eth0", "net1")
+			if held := h.held(t); len(held) != 1 {
+				t.Fatalf("the recorder holds %v: the test does not test what it should", held)
+			}
+			c.change(t, s)
+			if c.unplugged {
+				p.annotate(t, networksKey, "")
+				s.becomes(t, "eth0")
+				if held := h.held(t); len(held) > 0 {
+					t.Errorf("left with the recorder: %v", held)
+				}
+			}
+			s.mustDel(t)
+			s.isEmpty(t)
+			h.nothingIsLeft(t)
+		})
+	}
+}
