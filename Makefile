@@ -68,7 +68,7 @@ test-guest: test-deps ## tests under a guest kernel: what this machine's kernel 
 
 # What reaches Braid from pods, other programs and its own disk. An input that
 # fails is left in testdata/fuzz of the package, from where plain tests run it.
-FUZZ := plan/FuzzParseNetworks plan/FuzzParseNetwork wire/FuzzDecode wire/FuzzDecodeNote store/FuzzDecodeRecord
+FUZZ := plan/FuzzParseNetworks plan/FuzzParseNetwork wire/FuzzDecode wire/FuzzDecodeNote store/FuzzDecodeRecord devices/FuzzDeviceInformation
 FUZZTIME ?= 30s
 
 test-fuzz: ## the parsers of what others write, each with generated input for 30 seconds

@@ -180,3 +180,30 @@ func TestSpec31StatusTellsOfTheDevice(t *testing.T) {
 	}
 	n.nothingLeft()
 }
+
+// A running pod keeps the devices it has, and a network that is added gets one of
+// those that are left.
+func TestEditedAnnotationGetsTheDevicesThatAreLeft(t *testing.T) {
+	n, k := newDeviceNode(t)
+	n.follow()
+	n.leaveHand()
+	n.devicePod("c", "", "one,one")
+	k.Devices("default/c", vf, "v1", "v2", "v3")
+	n.ok("ADD", "c")
+	n.pod("c", "two@net2,one@net1")
+	n.statusHas("c", "cbr0", "default/one", "default/two")
+	if held := n.held(); held != "eth0= net1=v1 net2=v2" {
+		t.Errorf("after one network took the place of another: %s", held)
+	}
+	n.pod("c", "one@net1,two@net2,one@net3")
+	n.statusHas("c", "cbr0", "default/one", "default/two", "default/one")
+	if held := n.held(); held != "eth0= net1=v1 net2=v2 net3=v3" {
+		t.Errorf("after a third one: %s", held)
+	}
+	n.cluster.takeEvents()
+	n.pod("c", "one@net1,two@net2,one@net3,two@net4")
+	n.toldOf("c: FAILED", "default/two", "more networks than devices (3)")
+	n.has("c/eth0", "c/net1", "c/net2", "c/net3")
+	n.ok("DEL", "c")
+	n.nothingLeft()
+}

@@ -34,7 +34,7 @@ func TestClusterDevicesOfARealKubelet(t *testing.T) {
 	s.apply(t, devicePod("short", "fast, fast", `{limits: {braid.dev/port: 1}}`, ""))
 	s.eventually(t, "short is told what it lacks", func(ctx context.Context) error {
 		said := s.kubectl(t, "get", "events", "--field-selector=involvedObject.name=short", "-o", "jsonpath={.items[*].message}")
-		if !strings.Contains(said, "1 devices of resource") {
+		if !strings.Contains(said, "more networks than devices (1) of resource") {
 			return fmt.Errorf("events: %s", said)
 		}
 		return nil
