@@ -313,6 +313,30 @@ func TestNothingIsRebuiltBeforePodsAreKnown(t *testing.T) {
 	n.nothingLeft()
 }
 
+func TestRecordsAreMadeAgainOncePodsAreKnown(t *testing.T) {
+	n := newNode(t)
+	n.define("vlan", fakeVLAN)
+	n.pod("p", "vlan")
+	n.remember("p", n.ok("ADD", "p"))
+	n.appear("net1")
+	n.loseStore(nil)
+	n.set(func(c *cluster, _ *kernel) { c.unsynced = errBusy })
+	n.leaveHand()
+	if !n.daemon.rebuildWaits() {
+		t.Error("it does not wait for the cluster")
+	}
+	n.run()
+	n.set(func(c *cluster, _ *kernel) { c.unsynced = nil })
+	// Well before the next round of every minute.
+	eventually(t, "the records are there again", func() bool {
+		missing, err := n.store.Missing()
+		return err == nil && !missing
+	})
+	n.ok("CHECK", "p")
+	n.ok("DEL", "p")
+	n.nothingLeft()
+}
+
 func FuzzCached(f *testing.F) {
 	f.Add([]byte(`{"kind":"cniCacheV1","containerId":"c","config":"e30=","ifName":"eth0","networkName":"braid","cniArgs":[["K8S_POD_NAME","p"]],"result":{"interfaces":[{"sandbox":"/x"}]}}`))
 	f.Add([]byte(`{"kind":"cniCacheV1","result":[null],"cniArgs":[[]]}`))

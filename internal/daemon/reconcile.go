@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sync/errgroup"
 
 	"braid.dev/braid/internal/attach"
@@ -21,6 +22,9 @@ import (
 const (
 	// reconcileEvery is how often records are compared with the node.
 	reconcileEvery = time.Minute
+	// rebuildLook is how often it is looked whether lost records can be made
+	// again, while that has to wait for the cluster.
+	rebuildLook = time.Second
 	// reconcileAtOnce bounds how many sandboxes are worked on in one round.
 	reconcileAtOnce = 4
 	// releaseFirst and releaseLast bound the pause before a sandbox is tried
@@ -43,16 +47,43 @@ func (d *Daemon) reconcileLoop(ctx context.Context) error {
 		if d.reconcile(ctx) {
 			hand = d.wantHand()
 		}
-		timer := time.NewTimer(reconcileEvery)
-		select {
-		case <-timer.C:
-		case <-notes.appeared():
-		case <-hand:
-		case <-ctx.Done():
-		}
-		timer.Stop()
+		d.awaitRound(ctx, notes.appeared(), hand)
 	}
 	return nil
+}
+
+// awaitRound waits until a round is due: after a minute, or for one of the
+// reasons why it may be sooner.
+func (d *Daemon) awaitRound(ctx context.Context, note <-chan fsnotify.Event, hand <-chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, reconcileEvery)
+	defer cancel()
+	var look <-chan time.Time
+	if d.rebuildWaits() {
+		ticker := time.NewTicker(rebuildLook)
+		defer ticker.Stop()
+		look = ticker.C
+	}
+	for {
+		select {
+		case <-note:
+			return
+		case <-hand:
+			return
+		case <-ctx.Done():
+			return
+		case <-look:
+			if !d.rebuildWaits() {
+				return
+			}
+		}
+	}
+}
+
+// rebuildWaits reports whether lost records are to be made again as soon as it
+// is known what pods ask for.
+func (d *Daemon) rebuildWaits() bool {
+	missing, err := d.Records.Missing()
+	return err == nil && missing && d.Cluster != nil && d.Cluster.Synced() != nil
 }
 
 // reconcile is one round. It reports whether something waits for a hand on the
@@ -190,11 +221,8 @@ func (d *Daemon) recall(asked wire.Request) (request, error) {
 // lost. Until everything has been looked for, later rounds go on.
 func (d *Daemon) rebuildAll(ctx context.Context) (waits bool) {
 	missing, err := d.Records.Missing()
-	if err != nil || !missing {
+	if err != nil || !missing || d.rebuildWaits() {
 		return false
-	}
-	if d.Cluster != nil && d.Cluster.Synced() != nil {
-		return false // what pods ask for is unknown yet
 	}
 	known, err := d.sandboxes()
 	if err != nil {

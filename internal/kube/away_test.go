@@ -300,6 +300,13 @@ func TestTheCopyIsWrittenWhenItChangesAndNotTooOften(t *testing.T) {
 		if n := written(); n != 100 {
 			t.Errorf("%d definitions in the end", n)
 		}
+		// What comes later may be needed soon.
+		add(100)
+		time.Sleep(2 * copySettle)
+		synctest.Wait()
+		if n := written(); n != 101 {
+			t.Errorf("%d definitions a moment after the last", n)
+		}
 		// The same again is not written again.
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)

@@ -17,9 +17,13 @@ import (
 	"braid.dev/braid/internal/snapshot"
 )
 
-// copyPause is how long changes are gathered before the copy is written again:
-// somebody who applies hundreds of definitions costs a few writes.
-const copyPause = 10 * time.Second
+const (
+	// copyPause is the shortest time between two writes of the copy: somebody who
+	// applies hundreds of definitions costs a few.
+	copyPause = 10 * time.Second
+	// copySettle is how long the changes after a first one are gathered.
+	copySettle = time.Second
+)
 
 // copyRetry is the pause after a write that failed, as on a full disk.
 const copyRetry = time.Minute
@@ -92,13 +96,14 @@ func (d *Definitions) keepCopy(ctx context.Context) {
 	d.copy.rows.Store(nil)
 	for ctx.Err() == nil {
 		_, _, changed := d.table.follow(key{})
+		written := time.Now()
 		if !d.copy.write(d.table.all()) {
 			pause(ctx, copyRetry)
 			continue
 		}
 		select {
 		case <-changed:
-			pause(ctx, copyPause)
+			pause(ctx, max(copySettle, copyPause-time.Since(written)))
 		case <-ctx.Done():
 		}
 	}
