@@ -129,6 +129,9 @@ type watched struct {
 	// absent says that it had no records when they were looked for last, and
 	// handless that no hand was there to reach it.
 	absent, handless bool
+	// old says that it was there when the daemon came and was not edited since.
+	// It may have been started without Braid, which is nothing to tell it of.
+	old bool
 	// said is the failure that was told of last.
 	said string
 }
@@ -143,7 +146,7 @@ func (l *plugLoop) see(pods []plan.Pod, now time.Time) {
 		w, known := l.pods[pod.UID]
 		switch {
 		case !known && !l.began: // it may have been edited while nobody looked
-			l.pods[pod.UID] = &watched{pod: pod, due: now}
+			l.pods[pod.UID] = &watched{pod: pod, due: now, old: true}
 		case !known: // its ADD is to come
 			w = &watched{pod: pod}
 			w.miss(now, l.d.plugs.absent)
@@ -200,7 +203,7 @@ func (l *plugLoop) start(ctx context.Context, now time.Time) {
 	for _, w := range due {
 		work := l.d.change
 		if w.sandbox == nil {
-			if !w.absent {
+			if !w.absent || w.old {
 				w.miss(now, l.d.plugs.absent)
 				continue
 			}

@@ -380,6 +380,27 @@ func TestPodThatCannotBeChangedIsToldWhy(t *testing.T) {
 	n.toldOf("host: FAILED", "hostNetwork")
 }
 
+// Pods of before Braid have networks that somebody else gave them. That they
+// cannot be changed is told to who changes them.
+func TestPodFromBeforeBraidIsToldNothingUntilItIsEdited(t *testing.T) {
+	n := newNode(t)
+	n.define("vlan", vlanConf)
+	n.pod("before", "vlan")
+	n.set(func(c *cluster, _ *kernel) { c.lives = map[string]Life{"before": {Running: true}} })
+	n.follow()
+	n.leaveHand()
+	n.pod("p", "")
+	n.ok("ADD", "p")
+	for i := range 5 { // rounds of the loop
+		n.pod("p", fmt.Sprintf("vlan@data%d", i))
+		if told := n.toldOf(fmt.Sprintf("p: Add data%d", i)); strings.Contains(strings.Join(told, "\n"), "before:") {
+			t.Fatalf("events %q", told)
+		}
+	}
+	n.pod("before", "vlan,vlan")
+	n.toldOf("before: FAILED", "started without Braid")
+}
+
 func TestFewPodsAreChangedAtOnce(t *testing.T) {
 	n := newFollowed(t)
 	const pods = 3 * plugWorkers
