@@ -71,6 +71,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		MultusCacheDir:  f.multusCache,
 		BootID:          bootID(log),
 		Containers:      containers(f.runtime),
+		StatusFile:      filepath.Join(f.runDir, "status"),
 		Log:             log,
 		RequestTimeout:  time.Duration(conf.RequestTimeout),
 		Parallel:        conf.Parallel,

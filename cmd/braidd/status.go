@@ -39,12 +39,14 @@ func statusCommand() *cobra.Command {
 
 func askStatus(ctx context.Context, socket string) error {
 	reply, err := wire.Do(ctx, wire.Call{
-		Socket:  socket,
-		Request: wire.Request{Command: "STATUS", Stdin: []byte(`{"cniVersion":"1.1.0","name":"braid","type":"braid-cni"}`), NoStay: true},
+		Socket: socket,
 		// A probe runs in the daemon's container, where the host's plugins are
 		// not. What the default network's own programs say is for the runtime
-		// to ask, through the shim; here they count as ready.
-		Run: func(context.Context, wire.Exec) wire.ExecResult { return wire.ExecResult{} },
+		// to ask, through the shim.
+		Request: wire.Request{Command: "STATUS", Stdin: []byte(`{"cniVersion":"1.1.0","name":"braid","type":"braid-cni"}`), NoStay: true},
+		Run: func(context.Context, wire.Exec) wire.ExecResult {
+			return wire.ExecResult{Failure: wire.NotFound, Detail: "a probe runs nothing"}
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("ask braidd on %s: %w", socket, err)

@@ -495,10 +495,21 @@ func (a *Attacher) Check(ctx context.Context, containerID, ifName string, reach 
 	return nil
 }
 
+// AsksPrograms reports whether Status would run a program for this network.
+func (a *Attacher) AsksPrograms(n plan.Network) bool {
+	if !atLeast(n.CNIVersion, "1.1.0") {
+		return false
+	}
+	return slices.ContainsFunc(n.Plugins, func(p plan.Plugin) bool {
+		_, ok := a.Drivers[p.Type]
+		return !ok
+	})
+}
+
 // Status asks the programs of a network whether they are ready (CNI
 // specification 1.1, STATUS). Drivers of Braid always are.
 func (a *Attacher) Status(ctx context.Context, n plan.Network, reach Reach) error {
-	if !atLeast(n.CNIVersion, "1.1.0") {
+	if !a.AsksPrograms(n) {
 		return nil
 	}
 	at := plan.Attachment{Network: n.Name, Config: n}

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"runtime/debug"
 	"time"
@@ -113,7 +114,11 @@ type Config struct {
 	SubnetFile func(path string) ([]byte, error)
 	// Installed, if not nil, says why the runtime would not call Braid.
 	Installed func() error
-	Log       *slog.Logger
+	// StatusFile is where the last answer of the default network's programs to
+	// STATUS is kept for the next daemon, in a directory that a reboot empties.
+	// Empty keeps none.
+	StatusFile string
+	Log        *slog.Logger
 	// Socket is where the daemon listens, as the host sees it. The default is
 	// wire.DefaultSocket.
 	Socket string
@@ -139,12 +144,14 @@ type Config struct {
 // Daemon serves requests. Make one with New.
 type Daemon struct {
 	Config
-	queue       queue
-	hands       hands
-	adds, dels  lane
-	takenDown   recent
-	statusLimit time.Duration
-	pace        pace
+	queue      queue
+	hands      hands
+	adds, dels lane
+	takenDown  recent
+	health     health
+	programs   programs
+	statusWait time.Duration
+	pace       pace
 	// suspects belongs to releaseOrphans.
 	suspects map[string]bool
 	// late is rung when a network status could not be written.
@@ -172,9 +179,10 @@ func New(c Config) *Daemon {
 		Config: c,
 		hands:  hands{idle: handIdle},
 		adds:   make(lane, c.Parallel), dels: make(lane, c.Parallel),
-		statusLimit: 5 * time.Second,
-		late:        newBell(),
-		plugs:       newPlugger(),
+		plugs:      newPlugger(),
+		programs:   programs{file: c.StatusFile, due: newBell()},
+		late:       newBell(),
+		statusWait: statusWait,
 	}
 }
 
@@ -200,6 +208,9 @@ func (d *Daemon) Recover(ctx context.Context) error {
 		}
 	}
 	d.Log.Info("attachments known", "count", len(records))
+	if err := d.programs.load(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.Log.Warn("the default network's last answer to STATUS cannot be used", "err", err)
+	}
 	// The others are served as soon as that is possible, beside the requests.
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()

@@ -43,6 +43,8 @@ type node struct {
 	adapt func(*attach.Attacher)
 	// grace is what requests under way get when the daemon is killed.
 	grace time.Duration
+	// program is what the shim does when it is to run one.
+	program func(context.Context, wire.Exec) wire.ExecResult
 
 	daemon *Daemon
 	store  *store.Store
@@ -191,9 +193,12 @@ func (n *node) request(command, id string) wire.Request {
 
 // call is one run of a shim in this process.
 func (n *node) call(ctx context.Context, r wire.Request) (wire.Reply, error) {
-	call := wire.Call{Socket: n.socket(), Request: r, Run: func(_ context.Context, e wire.Exec) wire.ExecResult {
+	call := wire.Call{Socket: n.socket(), Request: r, Run: func(ctx context.Context, e wire.Exec) wire.ExecResult {
 		if e.Name == "braid-cni" && slices.Equal(e.Args, []string{"namespaces"}) {
 			return (&host{n: n}).namespaces(e)
+		}
+		if n.program != nil {
+			return n.program(ctx, e)
 		}
 		return wire.ExecResult{Failure: wire.NotFound, Detail: "there are no programs here"}
 	}}

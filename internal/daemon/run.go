@@ -13,5 +13,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return d.reconcileLoop(ctx) })
 	group.Go(func() error { return d.convergeLoop(ctx) })
 	group.Go(func() error { return d.hotplugLoop(ctx) })
+	group.Go(func() error { return d.programsLoop(ctx) })
 	return group.Wait()
 }

@@ -47,8 +47,9 @@ type Store struct {
 	done   chan struct{} // closed by the writer when it has ended
 
 	mu    sync.Mutex
-	last  error   // outcome of the last commit
-	aside []Aside // files that could not be read
+	last  error     // outcome of the last commit
+	began time.Time // when the commit under way began, zero when there is none
+	aside []Aside   // files that could not be read
 }
 
 // write is one change that waits for the next commit.
@@ -290,12 +291,19 @@ func (s *Store) Rebuilt(ctx context.Context) error {
 	})
 }
 
+// slowCommit is how long a commit may take before the disk counts as one that
+// hangs. Slow disks need tenths of a second.
+const slowCommit = 2 * time.Second
+
 // Healthy reports why records cannot be written at the moment, nil when they
-// can. After a failed commit it tries a small one.
+// can. After a failed commit it tries a small one, for as long as ctx lasts.
 func (s *Store) Healthy(ctx context.Context) error {
 	s.mu.Lock()
-	last := s.last
+	last, began := s.last, s.began
 	s.mu.Unlock()
+	if !began.IsZero() && time.Since(began) > slowCommit {
+		return fmt.Errorf("write store %s: a write has not ended for %v; the disk hangs", s.path, time.Since(began).Round(time.Second))
+	}
 	if last == nil {
 		return nil
 	}
@@ -378,6 +386,9 @@ func (s *Store) group(first write) []write {
 }
 
 func (s *Store) commit(ws []write) {
+	s.mu.Lock()
+	s.began = time.Now()
+	s.mu.Unlock()
 	err := s.update(func(tx *bbolt.Tx) error {
 		for _, w := range ws {
 			if err := w.apply(tx); err != nil {
@@ -387,7 +398,7 @@ func (s *Store) commit(ws []write) {
 		return nil
 	})
 	s.mu.Lock()
-	s.last = err
+	s.last, s.began = err, time.Time{}
 	s.mu.Unlock()
 	for _, w := range ws {
 		w.done <- err

@@ -447,3 +447,27 @@ func BenchmarkBeginAttachedRemove(b *testing.B) {
 		must(b, s.Remove(ctx, r.Key()))
 	}
 }
+
+// TestWriteThatDoesNotEndIsNotHealthy: a disk that hangs fails nothing, and
+// nothing gets done.
+func TestWriteThatDoesNotEndIsNotHealthy(t *testing.T) {
+	s := open(t, t.TempDir())
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- s.write(t.Context(), func(*bbolt.Tx) error { close(begun); <-goOn; return nil })
+	}()
+	<-begun
+	if err := s.Healthy(t.Context()); err != nil {
+		t.Errorf("during a write: %v", err)
+	}
+	s.mu.Lock()
+	s.began = s.began.Add(-slowCommit)
+	s.mu.Unlock()
+	if err := s.Healthy(t.Context()); err == nil || !strings.Contains(err.Error(), "the disk hangs") {
+		t.Errorf("during a write without an end: %v", err)
+	}
+	close(goOn)
+	must(t, <-ended)
+	must(t, s.Healthy(t.Context()))
+}
