@@ -27,16 +27,21 @@ type host struct {
 	n *node
 	// shim, if not nil, is run instead of braid-cni.
 	shim func(ctx context.Context, e wire.Exec) wire.ExecResult
+	// program, if not nil, is every other program.
+	program func(e wire.Exec) wire.ExecResult
 	// lose cuts the hand off, ended is how its connection ended.
 	lose  func()
 	ended chan error
 }
 
 // leaveHand is what a shim does that is asked to leave a hand behind.
-func (n *node) leaveHand() *host {
+func (n *node) leaveHand(change ...func(*host)) *host {
 	n.t.Helper()
 	wanted := n.daemon.wantHand()
 	h := &host{n: n, ended: make(chan error, 1)}
+	for _, c := range change {
+		c(h)
+	}
 	var ctx context.Context
 	ctx, h.lose = context.WithCancel(n.t.Context())
 	go func() { h.ended <- h.stay(ctx) }()
@@ -58,6 +63,8 @@ func (h *host) stay(ctx context.Context) error {
 
 func (h *host) run(ctx context.Context, e wire.Exec) wire.ExecResult {
 	switch {
+	case e.Name != "braid-cni" && h.program != nil:
+		return h.program(e)
 	case e.Name != "braid-cni":
 		return wire.ExecResult{Stdout: []byte(e.Name + " ran")}
 	case h.shim != nil:

@@ -55,11 +55,11 @@ func (d *Daemon) status(ctx context.Context, r request) error {
 		return notAvailable(err)
 	}
 	answer, ask := d.programs.answer(q, time.Now())
+	if answer == nil {
+		answer, ask = d.firstAnswer(ctx, q, r.reach)
+	}
 	if ask {
 		d.programs.due.poke()
-	}
-	if answer == nil {
-		answer = d.firstAnswer(ctx, q, r.reach)
 	}
 	return answer.status()
 }
@@ -265,15 +265,15 @@ func (p *programs) learn(a *answer) error {
 }
 
 // firstAnswer asks by means of the one who asks, for as long as that one can
-// wait: mostly, programs take longer.
-func (d *Daemon) firstAnswer(ctx context.Context, q question, reach attach.Reach) *answer {
+// wait: mostly, programs take longer, and then they are to be asked anew.
+func (d *Daemon) firstAnswer(ctx context.Context, q question, reach attach.Reach) (a *answer, ask bool) {
 	err := d.askPrograms(ctx, q, reach)
 	if ctx.Err() != nil {
-		return newAnswer(q, errors.New("the default network's programs are being asked whether they are ready"))
+		return newAnswer(q, errors.New("the default network's programs are being asked whether they are ready")), true
 	}
-	a := newAnswer(q, err)
+	a = newAnswer(q, err)
 	d.learn(a)
-	return a
+	return a, false
 }
 
 func (d *Daemon) askPrograms(ctx context.Context, q question, reach attach.Reach) error {

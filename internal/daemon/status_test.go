@@ -193,3 +193,63 @@ func TestErrorsOfProgramsAreCodesOfStatus(t *testing.T) {
 		n.kill()
 	}
 }
+
+func TestStatusFollowsTheDefaultNetworkByTheHandOnTheHost(t *testing.T) {
+	n := newStatusNode(t, func(context.Context, wire.Exec) wire.ExecResult { return said(51, "no more colours") })
+	n.daemon.statusWait = time.Minute
+	n.refused(n.ask(statusRequest), 51, "no more colours")
+	n.leaveHand() // its programs succeed
+	if err := n.daemon.refreshAnswer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.program = nil // and those of the shim that asks are not needed
+	if reply := n.ask(statusRequest); reply.Error != nil {
+		t.Error(reply.Error)
+	}
+}
+
+func TestHandThatIsLostIsNoAnswer(t *testing.T) {
+	n := newStatusNode(t, func(context.Context, wire.Exec) wire.ExecResult { return wire.ExecResult{} })
+	n.daemon.statusWait = time.Minute
+	if reply := n.ask(statusRequest); reply.Error != nil {
+		t.Error(reply.Error)
+	}
+	n.leaveHand(func(h *host) {
+		h.program = func(wire.Exec) wire.ExecResult { h.lose(); return said(50, "killed") }
+	})
+	if err := n.daemon.refreshAnswer(t.Context()); err == nil {
+		t.Error("an answer out of nothing")
+	}
+	if reply := n.ask(statusRequest); reply.Error != nil {
+		t.Error(reply.Error)
+	}
+}
+
+// TestStatusLoopAsksWhenTheAnswerIsOld: the STATUS that finds it old is what
+// makes it new, for the next one.
+func TestStatusLoopAsksWhenTheAnswerIsOld(t *testing.T) {
+	n := newStatusNode(t, func(context.Context, wire.Exec) wire.ExecResult { return said(51, "no more colours") })
+	n.daemon.statusWait = time.Minute
+	n.refused(n.ask(statusRequest), 51, "no more colours")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.daemon.programsLoop(ctx) }()
+	asked := make(chan struct{}, 1)
+	n.leaveHand(func(h *host) {
+		h.program = func(wire.Exec) wire.ExecResult { asked <- struct{}{}; return wire.ExecResult{} }
+	})
+	select {
+	case <-asked:
+		t.Error("asked although the answer is new")
+	default:
+	}
+	n.daemon.programs.mu.Lock()
+	n.daemon.programs.last.at = time.Now().Add(-2 * answerFresh)
+	n.daemon.programs.mu.Unlock()
+	n.refused(n.ask(statusRequest), 51, "no more colours") // what is known, at once
+	receive(t, "the question", asked)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
