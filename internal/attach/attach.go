@@ -276,6 +276,9 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 	if last := len(pr.records) - 1; last >= 0 {
 		keep(last)
 	}
+	if reach.Made != nil {
+		reach.Made(pr.done)
+	}
 	return writes.Wait()
 }
 

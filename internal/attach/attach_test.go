@@ -565,3 +565,59 @@ func (s spying) Detach(ctx context.Context, spec driver.Spec) error {
 	*s.seen = append(*s.seen, spec)
 	return s.native.Detach(ctx, spec)
 }
+
+// lateStore stores the result of the last attachment once told is closed.
+type lateStore struct {
+	Store
+	last int
+	told chan struct{}
+	err  error
+}
+
+func (s lateStore) Attached(ctx context.Context, k store.Key, made store.Made) error {
+	if k.Index != s.last {
+		return s.Store.Attached(ctx, k, made)
+	}
+	select {
+	case <-s.told:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.err != nil {
+		return s.err
+	}
+	return s.Store.Attached(ctx, k, made)
+}
+
+// TestWhatIsMadeIsToldWhileItIsStored: the cluster hears of it meanwhile.
+func TestWhatIsMadeIsToldWhileItIsStored(t *testing.T) {
+	for _, broken := range []error{nil, errors.New("no space")} {
+		m := newMachine(t, t.TempDir())
+		s := lateStore{m.Store, 1, make(chan struct{}), broken}
+		m.Store = s
+		reach := m.reach()
+		var told []Attached
+		reach.Made = func(done []Attached) {
+			told = done
+			close(s.told)
+		}
+		p := planOf(network("eth0", "one"), network("net1", "two"))
+		done, err := m.Add(t.Context(), sandbox("c"), p, reach)
+		if !errors.Is(err, broken) {
+			t.Errorf("Add: %v", err)
+		}
+		if len(told) != 2 || told[1].Result == nil || broken == nil && !cmp.Equal(told, done) {
+			t.Errorf("told of %+v", told)
+		}
+		if broken != nil {
+			m.Store = s.Store
+			m.nothingLeft(t)
+			continue
+		}
+		// The same again is an answer, and no news.
+		reach.Made = func([]Attached) { t.Error("told again") }
+		if _, err := m.Add(t.Context(), sandbox("c"), p, reach); err != nil {
+			t.Error(err)
+		}
+	}
+}

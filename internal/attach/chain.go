@@ -28,6 +28,11 @@ type Reach struct {
 	// Path is the CNI_PATH of the request, which may know more directories
 	// than the one that ADD used.
 	Path string
+	// Made, if not nil, is told what Add comes to as soon as all of it is made,
+	// while the last of it is being stored. It must not wait. An Add that
+	// answers with stored results does not call it, and one that did may still
+	// fail.
+	Made func([]Attached)
 }
 
 // chain is the plugins of one attachment, ready to be called.

@@ -24,8 +24,11 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	tell := teller{daemon: d, pod: pod}
+	r.reach.Made = func(done []attach.Attached) { tell.begin(ctx, done) }
 	done, err := d.attach(ctx, r, pod)
 	if err != nil {
+		tell.abandon()
 		d.forgetDevices(pod)
 		d.reportFailure(ctx, pod, err)
 		return nil, err
@@ -33,7 +36,9 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 	d.takenDown.forget(r.key())
 	stdout, err := encodeResult(done[0].Result, r.conf.CNIVersion)
 	if err == nil {
-		err = d.publish(ctx, pod, done)
+		err = tell.end(ctx, done)
+	} else {
+		tell.abandon()
 	}
 	if err != nil {
 		err = errors.Join(err, d.Attacher.Undo(ctx, r.ContainerID, r.IfName, r.reach))

@@ -462,6 +462,8 @@ func TestManySandboxesAreReachedAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	n.nobodyIsExpected()
+	n.daemon.hands.mu.Lock()
+	defer n.daemon.hands.mu.Unlock()
 	if users := n.daemon.hands.hand.users; users != 0 {
 		t.Errorf("the hand has %d users", users)
 	}

@@ -322,6 +322,9 @@ type cluster struct {
 	tries   int
 	written []string
 	lives   map[string]Life
+	// writing, if not nil, makes a write of a status wait for the end of its
+	// request, and is closed when one does.
+	writing chan struct{}
 	// next is closed when a pod changes, nil when nobody waits.
 	next chan struct{}
 }
@@ -379,7 +382,15 @@ func (c *cluster) Definition(_ context.Context, namespace, name string) (plan.De
 	return plan.Definition{Namespace: namespace, Name: name, Config: conf, ResourceName: c.resource}, ok, c.apiErr
 }
 
-func (c *cluster) SetNetworkStatus(_ context.Context, pod plan.Pod, text string) error {
+func (c *cluster) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error {
+	c.mu.Lock()
+	writing := c.writing
+	c.mu.Unlock()
+	if writing != nil {
+		close(writing)
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tries++

@@ -16,32 +16,73 @@ import (
 	"braid.dev/braid/internal/store"
 )
 
-// publish tells the cluster what the pod got. A pod with nothing but the
-// default network costs no API request. While the API server is away the pod is
-// not kept waiting: the records know what is to be written, and converge does.
-func (d *Daemon) publish(ctx context.Context, pod plan.Pod, done []attach.Attached) error {
-	if d.Cluster == nil {
+// teller tells the cluster what a pod got, from the moment when that is known:
+// the API server works while the disk does.
+type teller struct {
+	daemon *Daemon
+	pod    plan.Pod
+	// written receives the outcome of what begin began, nil before it did.
+	written chan error
+	cancel  context.CancelFunc
+}
+
+// begin writes the network status in the background.
+func (t *teller) begin(ctx context.Context, done []attach.Attached) {
+	ctx, t.cancel = context.WithCancel(ctx)
+	t.written = make(chan error, 1)
+	go func() { t.written <- t.daemon.publish(ctx, t.pod, done) }()
+}
+
+// abandon is the end of an ADD that failed. What was written meanwhile is
+// replaced by the pod's next ADD.
+func (t *teller) abandon() {
+	if t.written != nil {
+		t.cancel()
+		<-t.written
+	}
+}
+
+// end waits until the status is written, writes it if begin did not, and tells
+// the events.
+func (t *teller) end(ctx context.Context, done []attach.Attached) error {
+	if t.written == nil {
+		t.begin(ctx, done)
+	}
+	defer t.cancel()
+	if err := <-t.written; err != nil {
+		// A pod must not run with networks that it cannot learn of.
+		return tryLater(err)
+	}
+	if t.daemon.Cluster == nil || len(done) < 2 {
 		return nil
 	}
+	for _, o := range outcomesOf(done) {
+		t.daemon.Cluster.Added(t.pod, status.Added(o))
+	}
+	return nil
+}
+
+func outcomesOf(done []attach.Attached) []status.Outcome {
 	outcomes := make([]status.Outcome, len(done))
 	for i, a := range done {
 		outcomes[i] = status.Outcome{Attachment: a.Attachment, Result: a.Result, Notes: a.Notes, DeviceInfo: a.DeviceInfo}
 	}
-	text, err := status.Text(outcomes)
+	return outcomes
+}
+
+// publish writes what the pod got into its annotation. A pod with nothing but
+// the default network costs no API request. While the API server is away the
+// pod is not kept waiting: the records know what is to be written, and converge
+// does.
+func (d *Daemon) publish(ctx context.Context, pod plan.Pod, done []attach.Attached) error {
+	if d.Cluster == nil {
+		return nil
+	}
+	text, err := status.Text(outcomesOf(done))
 	if err != nil {
 		return fmt.Errorf("write the network status: %w", err)
 	}
-	if err := d.writeStatus(ctx, pod, text, len(outcomes)); err != nil {
-		// A pod must not run with networks that it cannot learn of.
-		return tryLater(err)
-	}
-	if len(outcomes) < 2 {
-		return nil
-	}
-	for _, o := range outcomes {
-		d.Cluster.Added(pod, status.Added(o))
-	}
-	return nil
+	return d.writeStatus(ctx, pod, text, len(done))
 }
 
 // writeStatus writes the network status of a pod with so many networks, if it

@@ -364,3 +364,26 @@ func TestMissedStatusIsWrittenSoonAndWithoutBeingAsked(t *testing.T) {
 	n.outage(false)
 	arrives("after")
 }
+
+// TestShimThatGoesAwayWhileTheStatusIsWritten: the runtime gives the ADD up, and
+// its DEL finds nothing half done.
+func TestShimThatGoesAwayWhileTheStatusIsWritten(t *testing.T) {
+	n := newNode(t)
+	n.define("vlan", vlanConf)
+	n.pod("p", "vlan")
+	writing := make(chan struct{})
+	n.set(func(c *cluster, _ *kernel) { c.writing = writing })
+	ctx, killShim := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := n.call(ctx, n.request("ADD", "p"))
+		ended <- err
+	}()
+	receive(t, "the write", writing)
+	killShim()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("shim: %v", err)
+	}
+	n.ok("DEL", "p")
+	n.nothingLeft()
+}

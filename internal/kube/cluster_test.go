@@ -227,6 +227,15 @@ func TestClusterStaticPodsAreFoundByTheirHash(t *testing.T) {
 	if g.err != nil || g.pod.UID != string(mirror.UID) {
 		t.Errorf("got %+v, %v, want the mirror pod %s", g.pod, g.err, mirror.UID)
 	}
+	// One that was served by its hash has its status on the mirror.
+	g.pod.UID = hash
+	if err := c.Pods.SetNetworkStatus(within(t, 20*time.Second), g.pod, "[]"); err != nil {
+		t.Error(err)
+	}
+	after, err := s.admin.CoreV1().Pods(ns).Get(t.Context(), "etcd-node", metav1.GetOptions{})
+	if err != nil || after.Annotations[status.Annotation] != "[]" {
+		t.Errorf("annotations %v, %v", after.Annotations, err)
+	}
 }
 
 func TestClusterStatusIsWrittenToThisPodOnly(t *testing.T) {

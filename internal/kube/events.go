@@ -56,6 +56,9 @@ func newEvents(client corev1client.EventsGetter, node string) *Events {
 		// with a message of its own.
 		MaxEvents: 40,
 		BurstSize: 50,
+		// Each of three caches holds the messages of so many events. The
+		// default would come to 10 MB on a busy node.
+		LRUCacheSize: 512,
 	}))
 	// From here on, not from run on: an event that is recorded while nobody
 	// listens is lost, and the conf dir is looked at as soon as the cluster is.
