@@ -54,6 +54,11 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 	if err != nil {
 		return err
 	}
+	running, done, err := containers(f.runtime)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
 	d := daemon.New(daemon.Config{
 		Attacher:        attacher(f, conf, records),
 		Records:         records,
@@ -70,7 +75,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		CacheDir:        f.cacheDir,
 		MultusCacheDir:  f.multusCache,
 		BootID:          bootID(log),
-		Containers:      containers(f.runtime),
+		Containers:      running,
 		StatusFile:      filepath.Join(f.runDir, "status"),
 		Log:             log,
 		RequestTimeout:  time.Duration(conf.RequestTimeout),
@@ -124,19 +129,16 @@ func bootID(log *slog.Logger) string {
 }
 
 // containers asks the runtime at an endpoint for the sandboxes that it has, nil
-// without one.
-func containers(endpoint string) func(context.Context) ([]string, error) {
+// without one. The caller calls done at the end.
+func containers(endpoint string) (ask func(context.Context) ([]string, error), done func() error, err error) {
 	if endpoint == "" {
-		return nil
+		return nil, func() error { return nil }, nil
 	}
-	return func(ctx context.Context) (ids []string, err error) {
-		c, err := cri.Dial(endpoint)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { err = errors.Join(err, c.Close()) }()
-		return c.SandboxIDs(ctx)
+	c, err := cri.Dial(endpoint)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--runtime-endpoint: %w", err)
 	}
+	return c.SandboxIDs, c.Close, nil
 }
 
 // hostDirs splits the list; nil stands for every directory.

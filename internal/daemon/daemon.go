@@ -152,8 +152,10 @@ type Daemon struct {
 	programs   programs
 	statusWait time.Duration
 	pace       pace
-	// suspects belongs to releaseOrphans.
+	// suspects belongs to releaseOrphans, and soon is rung by it when a round
+	// should come early.
 	suspects map[string]bool
+	soon     bell
 	// late is rung when a network status could not be written.
 	late bell
 	// plugs knows which pods were served.
@@ -182,6 +184,7 @@ func New(c Config) *Daemon {
 		plugs:      newPlugger(),
 		programs:   programs{file: c.StatusFile, due: newBell()},
 		late:       newBell(),
+		soon:       newBell(),
 		statusWait: statusWait,
 	}
 }

@@ -425,7 +425,7 @@ func TestCheckFindsAMissingLink(t *testing.T) {
 }
 
 // twoOfTheConfDir has every pod get the first two networks of the conf dir.
-func twoOfTheConfDir(t *testing.T, confs ...string) func(*Config) {
+func twoOfTheConfDir(t testing.TB, confs ...string) func(*Config) {
 	return func(c *Config) {
 		var list []plan.Network
 		for _, conf := range confs {

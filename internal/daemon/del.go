@@ -13,6 +13,7 @@ import (
 
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/store"
 )
@@ -139,11 +140,16 @@ func (d *Daemon) gc(ctx context.Context, r request) error {
 		}
 	}
 	if len(valid) == 0 && len(unknown) > 0 {
-		spaces, err := look(ctx, r.reach.Host, d.shimOf(r), pathsOf(unknown))
+		see, err := d.look(ctx, unknown, func(ctx context.Context, paths []string) (map[string]netns.ID, error) {
+			return look(ctx, r.reach.Host, d.shimOf(r), paths)
+		})
 		if err != nil {
 			return fmt.Errorf("the list of valid attachments is empty; find out which are: %w", err)
 		}
-		unknown = slices.DeleteFunc(unknown, func(s sandboxState) bool { return !s.gone(d.BootID, spaces) })
+		unknown = slices.DeleteFunc(unknown, func(s sandboxState) bool {
+			gone, _ := s.gone(see)
+			return !gone
+		})
 	}
 	var errs []error
 	for _, s := range unknown {

@@ -17,7 +17,7 @@ const vf = "intel.com/vf"
 
 // newDeviceNode is a node whose networks are all made of VFs, which the kubelet
 // gives to pods.
-func newDeviceNode(t *testing.T, change ...func(*Config)) (*node, *kubelettest.Kubelet) {
+func newDeviceNode(t testing.TB, change ...func(*Config)) (*node, *kubelettest.Kubelet) {
 	t.Helper()
 	k := kubelettest.New(t).Start()
 	asked, err := devices.New(k.Socket, nil)

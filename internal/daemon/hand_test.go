@@ -131,7 +131,7 @@ func (n *node) sandbox(id string) store.Sandbox {
 	return store.Sandbox{ContainerID: id, IfName: "eth0", NetNS: n.netns, NSID: idOf(n.t, n.netns), Path: n.dir}
 }
 
-func idOf(t *testing.T, path string) netns.ID {
+func idOf(t testing.TB, path string) netns.ID {
 	t.Helper()
 	ns, err := netns.Open(path)
 	if err != nil {
@@ -145,7 +145,7 @@ func idOf(t *testing.T, path string) netns.ID {
 	return id
 }
 
-func receive[T any](t *testing.T, what string, c <-chan T) (v T) {
+func receive[T any](t testing.TB, what string, c <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-c:
@@ -156,7 +156,7 @@ func receive[T any](t *testing.T, what string, c <-chan T) (v T) {
 }
 
 // eventually asks again and again for what there is no event of.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -165,7 +165,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func within(t *testing.T) context.Context {
+func within(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)

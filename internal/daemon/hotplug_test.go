@@ -37,7 +37,7 @@ func (n *node) follow() {
 
 // newFollowed is a node whose pods are followed, with a hand on the host and a
 // network vlan.
-func newFollowed(t *testing.T, change ...func(*Config)) *node {
+func newFollowed(t testing.TB, change ...func(*Config)) *node {
 	t.Helper()
 	n := newNode(t, change...)
 	n.define("vlan", vlanConf)

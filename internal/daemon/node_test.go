@@ -31,7 +31,7 @@ import (
 
 // node is a daemon on a socket, with a cluster and a kernel that only remember.
 type node struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	netns   string
 	spaces  map[string]string // paths of namespaces of their own, by container
@@ -68,7 +68,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func newNode(t *testing.T, change ...func(*Config)) *node {
+func newNode(t testing.TB, change ...func(*Config)) *node {
 	t.Helper()
 	kerneltest.Need(t, kerneltest.NetNS)
 	_, path := kerneltest.NewNamedNS(t)
@@ -288,7 +288,7 @@ func (n *node) pod(id, networks string) {
 	n.cluster.changed()
 }
 
-func conflist(t *testing.T, text string) plan.Network {
+func conflist(t testing.TB, text string) plan.Network {
 	t.Helper()
 	network, err := plan.ParseNetwork([]byte(text), "")
 	if err != nil {

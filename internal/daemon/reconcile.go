@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/rtnl"
 	"braid.dev/braid/internal/store"
 	"braid.dev/braid/internal/wire"
 )
@@ -25,6 +27,8 @@ const (
 	// rebuildLook is how often it is looked whether lost records can be made
 	// again, while that has to wait for the cluster.
 	rebuildLook = time.Second
+	// reconcileSoon is the pause when the kernel may be about to end a namespace.
+	reconcileSoon = 3 * time.Second
 	// reconcileAtOnce bounds how many sandboxes are worked on in one round.
 	reconcileAtOnce = 4
 	// releaseFirst and releaseLast bound the pause before a sandbox is tried
@@ -55,7 +59,13 @@ func (d *Daemon) reconcileLoop(ctx context.Context) error {
 // awaitRound waits until a round is due: after a minute, or for one of the
 // reasons why it may be sooner.
 func (d *Daemon) awaitRound(ctx context.Context, note <-chan fsnotify.Event, hand <-chan struct{}) {
-	ctx, cancel := context.WithTimeout(ctx, reconcileEvery)
+	pause := reconcileEvery
+	select {
+	case <-d.soon:
+		pause = reconcileSoon
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, pause)
 	defer cancel()
 	var look <-chan time.Time
 	if d.rebuildWaits() {
@@ -299,21 +309,76 @@ type sandboxState struct {
 	store.Sandbox
 	// interrupted says that its ADD did not finish.
 	interrupted bool
+	// marks are those that links of its attachments have on the node.
+	marks []string
 }
 
 func (s sandboxState) key() string { return s.ContainerID + "/" + s.IfName }
 
-// gone reports whether the namespace is proven to be gone, or to be another one
-// by now. spaces, if not nil, are those that were found.
-func (s sandboxState) gone(boot string, spaces map[string]netns.ID) bool {
-	if s.Rebooted(boot) {
-		return true
+// sight is what can be seen of namespaces from outside.
+type sight struct {
+	boot string
+	// spaces are the namespaces that were found, nil when nobody could look.
+	spaces map[string]netns.ID
+	// ends are the marks of veths on the node. The kernel removes one as soon as
+	// the namespace that the other end is in is gone.
+	ends map[string]bool
+}
+
+// gone reports whether the sandbox's namespace is proven to be gone, or to be
+// another one by now. When a path leads nowhere and the pod's veth is there all
+// the same, doubt says so: whoever looked at the path may see other mounts than
+// the runtime does, or the kernel is not yet through with it.
+func (s sandboxState) gone(see sight) (gone, doubt bool) {
+	if s.Rebooted(see.boot) {
+		return true, false
 	}
-	if spaces == nil || s.NetNS == "" {
-		return false
+	if see.spaces == nil || s.NetNS == "" {
+		return false, false
 	}
-	id, there := spaces[s.NetNS]
-	return !there || !id.IsZero() && !s.NSID.IsZero() && id != s.NSID
+	id, there := see.spaces[s.NetNS]
+	if there && (id.IsZero() || s.NSID.IsZero() || id == s.NSID) {
+		return false, false
+	}
+	doubt = slices.ContainsFunc(s.marks, func(mark string) bool { return see.ends[mark] })
+	return !doubt, doubt
+}
+
+// look looks for the namespaces of sandboxes from outside, by a program on the
+// host.
+func (d *Daemon) look(ctx context.Context, list []sandboxState, host func(context.Context, []string) (map[string]netns.ID, error)) (sight, error) {
+	see := sight{boot: d.BootID}
+	spaces, err := host(ctx, pathsOf(list))
+	if err != nil {
+		return see, err
+	}
+	// In this order: an end that is there now was there when the paths were
+	// looked at.
+	if see.ends, err = vethMarks(); err != nil {
+		return see, err
+	}
+	see.spaces = spaces
+	return see, nil
+}
+
+// vethMarks are the marks of the veths on the node.
+func vethMarks() (map[string]bool, error) {
+	h, err := rtnl.Open(nil)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	links, err := h.Links()
+	if err != nil {
+		return nil, err
+	}
+	marks := map[string]bool{}
+	for _, l := range links {
+		if l.Kind == "veth" && l.Alias != "" {
+			marks[l.Alias] = true
+		}
+	}
+	return marks, nil
 }
 
 // sandboxes lists those that have records, in the order of the store.
@@ -328,9 +393,9 @@ func (d *Daemon) sandboxes() (list []sandboxState, err error) {
 		if n := len(list); n == 0 || list[n-1].key() != s.key() {
 			list = append(list, s)
 		}
-		if !r.Complete() && !attach.Unfinished(r) {
-			list[len(list)-1].interrupted = true
-		}
+		last := &list[len(list)-1]
+		last.interrupted = last.interrupted || !r.Complete() && !attach.Unfinished(r)
+		last.marks = append(last.marks, driver.Spec{ContainerID: s.ContainerID, IfName: r.Attachment.IfName}.Mark())
 	}
 	return list, nil
 }
@@ -354,10 +419,8 @@ type orphan struct {
 
 // evidence is what is known of the node's sandboxes beside their records.
 type evidence struct {
-	boot string
-	now  time.Time
-	// spaces are the namespaces that were found, nil when nobody could look.
-	spaces map[string]netns.ID
+	sight
+	now time.Time
 	// running names the containers that the runtime has, nil when it was not
 	// asked or names none.
 	running map[string]bool
@@ -366,11 +429,14 @@ type evidence struct {
 	suspects map[string]bool
 }
 
-// orphans finds those that are proven to be one.
-func orphans(list []sandboxState, e evidence) (found []orphan) {
+// orphans finds those that are proven to be one. doubt says that there are some
+// which may soon be.
+func orphans(list []sandboxState, e evidence) (found []orphan, doubt bool) {
 	for _, s := range list {
+		gone, unsure := s.gone(e.sight)
+		doubt = doubt || unsure
 		switch {
-		case s.gone(e.boot, e.spaces):
+		case gone:
 			found = append(found, orphan{s, "its network namespace is gone", true})
 		case e.running != nil && !e.running[s.ContainerID] && e.suspects[s.key()]:
 			found = append(found, orphan{s, "the runtime does not know its container", false})
@@ -378,7 +444,7 @@ func orphans(list []sandboxState, e evidence) (found []orphan) {
 			found = append(found, orphan{s, "its ADD was interrupted and nobody came back for it", false})
 		}
 	}
-	return found
+	return found, doubt
 }
 
 // releaseOrphans takes down what nobody will ask for.
@@ -397,13 +463,16 @@ func (d *Daemon) releaseOrphans(ctx context.Context) (waits bool) {
 	if len(idle) == 0 {
 		return false
 	}
-	e := evidence{boot: d.BootID, now: time.Now(), running: d.runningContainers(ctx), suspects: d.suspects}
-	if e.spaces, err = d.lookAt(ctx, pathsOf(idle)); errors.Is(err, errNoHand) {
+	e := evidence{now: time.Now(), running: d.runningContainers(ctx), suspects: d.suspects}
+	if e.sight, err = d.look(ctx, idle, d.lookAt); errors.Is(err, errNoHand) {
 		waits = true
 	} else if err != nil {
 		d.Log.Warn("compare records with namespaces", "err", err)
 	}
-	found := orphans(idle, e)
+	found, doubt := orphans(idle, e)
+	if doubt {
+		d.soon.poke()
+	}
 	d.suspects = suspectsAmong(idle, e.running)
 	return each(ctx, d, "release", found, func(o orphan) string { return o.key() }, func(ctx context.Context, o orphan) error {
 		return d.release(ctx, o, nil)

@@ -90,7 +90,7 @@ type simulated struct {
 	lost bool
 }
 
-func newSimulation(t *testing.T, seed uint64) *simulation {
+func newSimulation(t testing.TB, seed uint64) *simulation {
 	s := &simulation{
 		node: newNode(t, func(c *Config) {
 			c.Networks = networks{[]plan.Network{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"link","ipam":{"type":"pool"}}]}`)}}
