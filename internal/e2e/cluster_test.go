@@ -9,7 +9,8 @@ import (
 )
 
 func TestClusterCnitoolAddsChecksAndDeletes(t *testing.T) {
-	h := shared
+	t.Parallel()
+	h := newHost(t)
 	h.extraNetwork(t)
 	p := h.newPod(t, `[{"name":"extra","ips":["10.77.0.50"],"mac":"02:00:00:00:77:50","interface":"extra0"},{"name":"extra"}]`)
 	// The first attachment makes the bridges, which stay as upstream's do.
@@ -23,7 +24,7 @@ func TestClusterCnitoolAddsChecksAndDeletes(t *testing.T) {
 			}
 		}
 		status := p.networkStatus(t)
-		for _, want := range []string{`"default-net"`, `"default/extra"`, `"extra0"`, `"02:00:00:00:77:50"`, `"10.77.0.50"`} {
+		for _, want := range []string{`"default-net"`, `"` + h.namespace + `/extra"`, `"extra0"`, `"02:00:00:00:77:50"`, `"10.77.0.50"`} {
 			if !strings.Contains(status, want) {
 				t.Errorf("no %s in the network-status %s", want, status)
 			}
@@ -37,7 +38,8 @@ func TestClusterCnitoolAddsChecksAndDeletes(t *testing.T) {
 // braidd in its container does not see every directory of the node. Addresses
 // that are recorded in another one are the reference plugin's to hand out.
 func TestClusterAddressesWhereBraiddCannotLook(t *testing.T) {
-	h := shared
+	t.Parallel()
+	h := newHost(t)
 	elsewhere := t.TempDir()
 	h.network(t, "elsewhere", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"braidextra0",
   "ipam":{"type":"host-local","dataDir":"`+elsewhere+`","subnet":"10.79.0.0/24"}}]}`)
@@ -63,7 +65,8 @@ func TestClusterAddressesWhereBraiddCannotLook(t *testing.T) {
 }
 
 func TestClusterBadInputIsAClearErrorAndLeavesNothing(t *testing.T) {
-	h := shared
+	t.Parallel()
+	h := newHost(t)
 	h.extraNetwork(t)
 	h.network(t, "broken-json", `{"cniVersion": "1.0.0", "type": "bridge",`)
 	h.network(t, "no-uplink", `{"cniVersion":"1.0.0","type":"bridge","bridge":"braidextra0","uplink":"nosuch0"}`)
@@ -72,9 +75,9 @@ func TestClusterBadInputIsAClearErrorAndLeavesNothing(t *testing.T) {
 		h.network(t, plugin, `{"cniVersion":"1.0.0","type":"`+plugin+`"}`)
 	}
 	for name, tc := range map[string]struct{ networks, want string }{
-		"unknown network":         {"nowhere", "default/nowhere"},
+		"unknown network":         {"nowhere", "/nowhere"},
 		"annotation broken":       {`[{"name": "extra",`, "k8s.v1.cni.cncf.io/networks"},
-		"config broken":           {"broken-json", "default/broken-json"},
+		"config broken":           {"broken-json", "/broken-json"},
 		"interface taken":         {"extra@eth0", "eth0"},
 		"interface twice":         {"extra@twin,extra@twin", "twin"},
 		"interface too long":      {"extra@sixteen-letters-", "15"},
@@ -102,57 +105,6 @@ func TestClusterBadInputIsAClearErrorAndLeavesNothing(t *testing.T) {
 			p.eventSays(t, tc.want)
 			mustRun(t, p, "del")
 		})
-	}
-}
-
-// A runtime calls again after a time-out; the shim does so by itself when the
-// daemon dies under it. Either way the pod gets its networks, once.
-func TestClusterDaemonKilledAtAnyMoment(t *testing.T) {
-	h := shared
-	h.extraNetwork(t)
-	p := h.newPod(t, "extra,extra@second")
-	mustRun(t, p, "add")
-	mustRun(t, p, "del")
-	took := measure(func() { mustRun(t, p, "add") })
-	alive := p.inside(t)
-	h.restart(t)
-	if after := p.inside(t); after != alive {
-		t.Errorf("a restart of braidd changed the pod's networks:\n%s\nbefore:\n%s", after, alive)
-	}
-	mustRun(t, p, "check")
-	mustRun(t, p, "del")
-
-	const kills = 24
-	for i := range kills {
-		delay := took * time.Duration(i) / (kills - 4)
-		for _, verb := range []string{"add", "del"} {
-			h.killDuring(t, p, verb, delay)
-			if verb == "add" {
-				mustRun(t, p, "check")
-			}
-		}
-		h.nothingLeft(t, p)
-	}
-	h.mustKill(t)
-	if left := h.records(t); len(left) > 0 {
-		t.Errorf("records left: %+v", left)
-	}
-	h.mustStart(t)
-}
-
-// killDuring kills braidd delay after verb began, starts it again, and expects
-// the verb to succeed all the same.
-func (h *host) killDuring(t *testing.T, p *pod, verb string, delay time.Duration) {
-	t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		_, err := p.cnitool(t.Context(), verb)
-		done <- err
-	}()
-	<-time.After(delay) // the moment of the kill is what the test varies
-	h.restart(t)
-	if err := <-done; err != nil {
-		t.Fatalf("braidd killed %s into it: %v", delay, err)
 	}
 }
 

@@ -160,8 +160,8 @@ func TestA09OwnConfigurationIsPutBack(t *testing.T) {
 }
 
 // Upgrades replace the shim and the daemon while pods come and go; crashes
-// replace the daemon. None of it fails an ADD, and no pod runs without its
-// networks.
+// replace the daemon. None of it fails an ADD, no pod runs without its networks,
+// and one that runs all the time notices nothing.
 func TestA10RestartsAndUpgradesUnderChurn(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, func(h *host) { h.prepareCrash(t) })
@@ -176,6 +176,9 @@ func TestA10RestartsAndUpgradesUnderChurn(t *testing.T) {
 		r := &runner{crashTest: c, pod: p, rng: c.random(uint64(i))}
 		running.Go(func() { r.run(t.Context()) })
 	}
+	bystander := h.createPod(t, "bystander", map[string]string{networksKey: "bridged,lan,theirs,bridged"}).newSandbox(t)
+	bystander.mustAdd(t)
+	alive := bystander.inside(t)
 	const restarts = 12
 	for i := range restarts {
 		before := c.adds.Load()
@@ -197,6 +200,11 @@ func TestA10RestartsAndUpgradesUnderChurn(t *testing.T) {
 	}
 	c.over.Store(true)
 	running.Wait()
+	if now := bystander.inside(t); now != alive {
+		t.Errorf("the pod that ran all the time has\n%s\nand had\n%s", now, alive)
+	}
+	bystander.mustCheck(t)
+	bystander.mustDel(t)
 	t.Logf("%d restarts during %d ADDs and %d DELs, none of which failed", restarts, c.adds.Load(), c.dels.Load())
 	h.nothingIsLeft(t)
 }

@@ -35,7 +35,6 @@ const (
 // gives the sandbox up and makes another one. No pod whose ADD succeeded may
 // lack a network, and in the end nothing may be left of any of them.
 func TestCrashAtAnyMomentLosesNothingAndLeavesNothing(t *testing.T) {
-	t.Parallel()
 	seed := seedOf(t)
 	h := newHost(t, func(h *host) { h.prepareCrash(t) })
 	c := &crashTest{t: t, host: h, seed: seed, want: numberOf(t, "BRAID_CRASHES", crashes), seen: map[string]int{}}

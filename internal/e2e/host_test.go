@@ -202,15 +202,11 @@ func (h *host) connect(ctx context.Context) error {
 	if err := h.ns.Do(func() error { return loopbackUp(h.ns) }); err != nil {
 		return err
 	}
-	var listener net.Listener
-	err := h.ns.Do(func() (err error) {
-		listener, err = net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-		return err
-	})
+	var err error
+	h.way, err = newWay(h.ns, func(ctx context.Context) (net.Conn, error) { return h.lab.Dial(ctx, "tcp", h.api.address) })
 	if err != nil {
 		return err
 	}
-	h.way = newWay(listener, func(ctx context.Context) (net.Conn, error) { return h.lab.Dial(ctx, "tcp", h.api.address) })
 	if err := h.api.create(ctx, "/api/v1/nodes", object{"metadata": object{"name": h.node}}); err != nil {
 		return err
 	}
@@ -228,7 +224,7 @@ func (h *host) connect(ctx context.Context) error {
 	text, err := yaml.Marshal(object{
 		"apiVersion": "v1", "kind": "Config", "current-context": "host",
 		"clusters": []object{{"name": "host", "cluster": object{
-			"server": "https://" + listener.Addr().String(), "tls-server-name": server,
+			"server": "https://" + h.way.addr.String(), "tls-server-name": server,
 			"certificate-authority-data": base64.StdEncoding.EncodeToString(h.api.ca),
 		}}},
 		"users":    []object{{"name": "host", "user": object{"token": token}}},
@@ -325,7 +321,7 @@ func (h *host) launch() error {
 		"--node-name="+h.node, "--kubeconfig="+h.path("kubeconfig"), "--config="+h.path("braidd.yaml"),
 		"--run-dir="+h.path("run"), "--state-dir="+h.path("state"),
 		"--cni-conf-dir="+h.path("conf"), "--cni-bin-dir="+h.path("bin"),
-		"--host-dirs="+h.path("addresses"))
+		"--host-dirs="+h.path("addresses"), "--cni-cache-dir="+h.path("cni/results"))
 	h.braidd.Args = append(h.braidd.Args, h.flags...)
 	h.braidd.Stdout, h.braidd.Stderr = h.log, h.log
 	return h.ns.Do(h.braidd.Start)
@@ -376,7 +372,7 @@ func (h *host) close() error {
 	}
 	errs := []error{h.kill()}
 	if h.way != nil {
-		h.way.close()
+		errs = append(errs, h.way.close())
 	}
 	if h.log != nil {
 		errs = append(errs, h.log.Close())

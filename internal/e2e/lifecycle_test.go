@@ -83,6 +83,14 @@ func TestA16GCReleasesEveryNetworkOfWhatTheRuntimeForgot(t *testing.T) {
 	}
 	forgotten.isEmpty(t)
 	kept.mustCheck(t)
+	// Whoever names nothing may know nothing: only what is proven dead goes.
+	if err := h.gc(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kept.mustCheck(t)
+	if now := h.state(t); now != alone {
+		t.Errorf("GC with an empty list changed something:\n%s\nbefore:\n%s", now, alone)
+	}
 	kept.mustDel(t)
 	h.nothingIsLeft(t)
 }
@@ -162,16 +170,16 @@ func TestClusterDelNeedsNothingButTheRecord(t *testing.T) {
 		},
 		"default network gone": func(t *testing.T, _ *sandbox) { must(t, os.Remove(h.path("conf/10-default.conflist"))) },
 		"namespace gone":       func(t *testing.T, s *sandbox) { must(t, s.remove()) },
-		"API server away":      func(*testing.T, *sandbox) { h.way.set(refused) },
+		"API server away":      func(*testing.T, *sandbox) { must(t, h.way.set(refused)) },
 		"daemon killed":        func(t *testing.T, _ *sandbox) { h.restart(t) },
 		"API server a black hole, daemon killed": func(t *testing.T, _ *sandbox) {
-			h.way.set(blackholed)
+			must(t, h.way.set(blackholed))
 			h.mustKill(t)
 			must(t, h.launch())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h.way.set(open)
+			must(t, h.way.set(open))
 			h.network(t, "extra", h.bridged("braidextra0", "10.77.0.0/24", h.recording("")))
 			h.defaultNetwork(t, "10-default.conflist")
 			p = h.createPod(t, "pod", map[string]string{networksKey: "extra"})
@@ -189,7 +197,7 @@ func TestClusterDelNeedsNothingButTheRecord(t *testing.T) {
 			}
 		})
 	}
-	h.way.set(open)
+	must(t, h.way.set(open))
 }
 
 // must is for what a test depends on.

@@ -1,14 +1,14 @@
 package e2e
 
 import (
-	"context"
 	"os"
 	"strings"
 	"testing"
 )
 
 func TestClusterDefaultRouteThroughTheNetworkThePodAsksFor(t *testing.T) {
-	h := shared
+	t.Parallel()
+	h := newHost(t)
 	h.network(t, "routed", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"braidextra1","isDefaultGateway":true,
   "ipam":{"type":"host-local","dataDir":"`+h.path("addresses")+`","subnet":"10.78.0.0/24"}}]}`)
 	for networks, c := range map[string]struct{ route, kept, event string }{
@@ -43,34 +43,15 @@ func TestClusterDefaultRouteThroughTheNetworkThePodAsksFor(t *testing.T) {
 // Flannel first and another network second, as seed 000 has it by the runtime's
 // own max_conf_num. There is no program flannel on this host.
 func TestClusterEveryPodGetsFlannelAndASecondNetwork(t *testing.T) {
-	h := shared
-	const settings = "pluginTimeout: 3s\n"
-	files := map[string]string{
-		"braidd.yaml": settings + "confDirNetworks: 2\n",
-		"subnet.env":  "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.9.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
-		"conf/05-flannel.conflist": `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel","subnetFile":"` + h.path("subnet.env") + `",
-			"ipam":{"dataDir":"` + h.path("addresses") + `"},"delegate":{"bridge":"braidflannel0","isDefaultGateway":true}}]}`,
-	}
-	for name, text := range files {
-		if err := os.WriteFile(h.path(name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	h.restart(t)
-	t.Cleanup(func() {
-		for _, name := range []string{"conf/05-flannel.conflist", "subnet.env"} {
-			if err := os.Remove(h.path(name)); err != nil {
-				t.Error(err)
-			}
-		}
-		if err := os.WriteFile(h.path("braidd.yaml"), []byte(settings), 0o644); err != nil {
-			t.Error(err)
-		}
-		if err := h.kill(); err != nil {
-			t.Error(err)
-		}
-		if err := h.start(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
+	t.Parallel()
+	h := newHost(t, func(h *host) {
+		for name, text := range map[string]string{
+			"braidd.yaml": "confDirNetworks: 2\n",
+			"subnet.env":  "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.9.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+			"conf/05-flannel.conflist": `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel","subnetFile":"` + h.path("subnet.env") + `",
+				"ipam":{"dataDir":"` + h.path("addresses") + `"},"delegate":{"bridge":"braidflannel0","isDefaultGateway":true}}]}`,
+		} {
+			must(t, os.WriteFile(h.path(name), []byte(text), 0o644))
 		}
 	})
 	h.extraNetwork(t)
@@ -86,7 +67,7 @@ func TestClusterEveryPodGetsFlannelAndASecondNetwork(t *testing.T) {
 		t.Errorf("more than one default route:\n%s", inside)
 	}
 	status := p.networkStatus(t)
-	for _, want := range []string{`"cbr0"`, `"default-net"`, `"eth1"`, `"default/extra"`} {
+	for _, want := range []string{`"cbr0"`, `"default-net"`, `"eth1"`, `"` + h.namespace + `/extra"`} {
 		if !strings.Contains(status, want) {
 			t.Errorf("no %s in the network-status %s", want, status)
 		}

@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"net/http"
+	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -10,6 +15,66 @@ import (
 )
 
 // Of the cases A1 to A22, those about the API server.
+
+func TestA11TheAPIServerIsAway(t *testing.T) {
+	t.Parallel()
+	for name, cut := range map[string]func(t *testing.T, h *host){
+		"refuses":    func(t *testing.T, h *host) { must(t, h.way.set(refused)) },
+		"black hole": func(t *testing.T, h *host) { must(t, h.way.set(blackholed)) },
+		"refuses a new daemon": func(t *testing.T, h *host) {
+			must(t, h.way.set(refused))
+			h.restart(t)
+		},
+		"black hole for a new daemon": func(t *testing.T, h *host) {
+			must(t, h.way.set(blackholed))
+			h.restart(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			h.extraNetwork(t)
+			known := h.createPod(t, "known", map[string]string{networksKey: "extra"})
+			first := known.newSandbox(t)
+			first.mustAdd(t) // the node knows pod and network
+			h.awaitRemembered(t)
+			cut(t, h)
+			second := known.newSandbox(t)
+			result := second.mustAdd(t)
+			second.mustCheck(t)
+			if inside := second.inside(t); !strings.Contains(inside, "net1") {
+				t.Errorf("no net1 in the pod:\n%s", inside)
+			}
+			first.mustDel(t)
+			// A pod that is new to the node comes with its annotations.
+			young := h.createPod(t, "young", map[string]string{networksKey: "extra@young0"})
+			third := young.newSandbox(t)
+			third.mustAdd(t)
+			if inside := third.inside(t); !strings.Contains(inside, "young0") {
+				t.Errorf("no young0 in the pod:\n%s", inside)
+			}
+			must(t, h.way.set(open))
+			known.statusBecomes(t, result.IPs[0].Address.IP.String(), "net1")
+			young.statusBecomes(t, "young0")
+			second.mustDel(t)
+			third.mustDel(t)
+			h.nothingIsLeft(t)
+		})
+	}
+}
+
+// awaitRemembered waits until braidd has written down what it needs to start
+// while the API server is away.
+func (h *host) awaitRemembered(t *testing.T) {
+	t.Helper()
+	must(t, within(t.Context(), 20*time.Second, "networks are on disk", func() error {
+		text, err := os.ReadFile(h.path("state/definitions"))
+		if err == nil && !strings.Contains(string(text), `"`+h.namespace+`"`) {
+			err = fmt.Errorf("only %q", text)
+		}
+		return err
+	}))
+}
 
 // statusBecomes waits until network-status has all these words.
 func (p *pod) statusBecomes(t *testing.T, words ...string) {
@@ -145,3 +210,103 @@ func (s *sandbox) has(t *testing.T, link string) {
 	}
 }
 
+// The API server is stopped while pods come and go. BRAID_OUTAGE says for how
+// long; the full test is 5m.
+func TestClusterPodsComeAndGoWhileTheAPIServerIsStopped(t *testing.T) {
+	h := newHost(t) // not in parallel: everybody loses the API server
+	h.extraNetwork(t)
+	outage := 20 * time.Second
+	if text := os.Getenv("BRAID_OUTAGE"); text != "" {
+		var err error
+		outage, err = time.ParseDuration(text)
+		must(t, err)
+	}
+	const workers = 4
+	c := &churn{host: h}
+	for i := range workers {
+		p := h.createPod(t, fmt.Sprintf("pod-%d", i), map[string]string{networksKey: "extra"})
+		s := p.newSandbox(t)
+		s.mustAdd(t)
+		c.workers = append(c.workers, &churner{pod: p, running: s})
+	}
+	h.awaitRemembered(t)
+	must(t, h.lab.StopAPI(t.Context()))
+	err := h.api.get(t.Context(), "/readyz", nil)
+	if err == nil || isCode(err, http.StatusOK) {
+		t.Error("the API server still answers")
+	}
+	until := time.Now().Add(outage)
+	var running sync.WaitGroup
+	for _, w := range c.workers {
+		running.Go(func() { w.churn(t, until) })
+	}
+	for i := range 3 { // and the daemon crashes now and then
+		<-time.After(outage / 4)
+		if i == 1 {
+			h.restartWithoutAPI(t)
+		}
+	}
+	running.Wait()
+	began := time.Now()
+	must(t, h.lab.StartAPI(context.WithoutCancel(t.Context())))
+	adds := 0
+	for _, w := range c.workers {
+		w.pod.statusBecomes(t, w.lastIP, "net1")
+		adds += w.adds
+	}
+	t.Logf("%v without an API server: %d ADDs and as many DELs; the status was true %v after it was back",
+		outage, adds, time.Since(began).Round(10*time.Millisecond))
+	for _, w := range c.workers {
+		w.running.mustDel(t)
+	}
+	h.nothingIsLeft(t)
+}
+
+// restartWithoutAPI crashes braidd and starts it. STATUS says that it is ready
+// as soon as it knows what it knew before.
+func (h *host) restartWithoutAPI(t *testing.T) {
+	t.Helper()
+	h.mustKill(t)
+	h.mustStart(t)
+}
+
+type churn struct {
+	host    *host
+	workers []*churner
+}
+
+// churner is a pod whose sandbox is replaced again and again.
+type churner struct {
+	pod     *pod
+	running *sandbox
+	lastIP  string
+	adds    int
+}
+
+func (w *churner) churn(t *testing.T, until time.Time) {
+	for time.Now().Before(until) && !t.Failed() {
+		s, err := w.pod.openSandbox()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		t.Cleanup(func() {
+			if err := s.remove(); err != nil {
+				t.Error(err)
+			}
+		})
+		result, err := s.add(t.Context())
+		if err != nil {
+			t.Errorf("ADD: %v", err)
+			return
+		}
+		if err := w.running.del(t.Context()); err != nil {
+			t.Errorf("DEL: %v", err)
+		}
+		if err := w.running.remove(); err != nil {
+			t.Error(err)
+		}
+		w.running, w.lastIP = s, result.IPs[slices.IndexFunc(result.IPs, func(ip *current.IPConfig) bool { return ip.Address.IP.To4() != nil })].Address.IP.String()
+		w.adds++
+	}
+}

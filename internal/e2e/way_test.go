@@ -7,54 +7,80 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"braid.dev/braid/internal/netns"
 )
 
 // way is how a host's braidd reaches the API server: through a listener in the
 // host's namespace, so that a test can close it for this host alone.
 type way struct {
-	dial     func(ctx context.Context) (net.Conn, error)
-	listener net.Listener
-	done     sync.WaitGroup
+	ns   *netns.NS
+	addr *net.TCPAddr // where it listens, in ns
+	dial func(ctx context.Context) (net.Conn, error)
+	done sync.WaitGroup
 
-	mu    sync.Mutex
-	mode  wayMode
-	delay time.Duration
-	conns map[net.Conn]bool
+	mu       sync.Mutex
+	listener net.Listener // nil while nobody listens
+	mode     wayMode
+	delay    time.Duration
+	conns    map[net.Conn]bool
 }
 
 type wayMode int
 
 const (
 	open       wayMode = iota
-	refused            // whoever connects is sent away at once
+	refused            // nobody listens
 	blackholed         // whoever connects, or is connected, hears nothing
 )
 
-// newWay begins to pass connections of l on to what dial reaches.
-func newWay(l net.Listener, dial func(ctx context.Context) (net.Conn, error)) *way {
-	w := &way{dial: dial, listener: l, conns: map[net.Conn]bool{}}
-	w.done.Go(w.accept)
-	return w
+// newWay listens in ns and passes connections on to what dial reaches.
+func newWay(ns *netns.NS, dial func(ctx context.Context) (net.Conn, error)) (*way, error) {
+	w := &way{ns: ns, addr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, dial: dial, conns: map[net.Conn]bool{}}
+	return w, w.listen()
 }
 
-func (w *way) close() {
-	w.listener.Close()
-	w.set(refused)
+func (w *way) listen() error {
+	err := w.ns.Do(func() (err error) {
+		w.listener, err = net.ListenTCP("tcp", w.addr)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	w.addr = w.listener.Addr().(*net.TCPAddr) // the same port each time
+	l := w.listener
+	w.done.Go(func() { w.accept(l) })
+	return nil
+}
+
+func (w *way) close() error {
+	err := w.set(refused)
 	w.done.Wait()
+	return err
 }
 
 // set changes what becomes of connections. Those that exist are cut, except
 // that a black hole keeps them.
-func (w *way) set(m wayMode) {
+func (w *way) set(m wayMode) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.mode = m
 	if m == blackholed {
-		return
+		return nil
 	}
 	for c := range w.conns {
 		c.Close()
 	}
+	switch {
+	case m == refused && w.listener != nil:
+		err := w.listener.Close()
+		w.listener = nil
+		return err
+	case m == open && w.listener == nil:
+		return w.listen()
+	}
+	return nil
 }
 
 // slow has everything that is sent, in each direction, arrive half of rtt later.
@@ -70,16 +96,11 @@ func (w *way) state() (wayMode, time.Duration) {
 	return w.mode, w.delay
 }
 
-func (w *way) accept() {
+func (w *way) accept(l net.Listener) {
 	for {
-		c, err := w.listener.Accept()
+		c, err := l.Accept()
 		if err != nil {
 			return // closed
-		}
-		if m, _ := w.state(); m == refused {
-			c.(*net.TCPConn).SetLinger(0)
-			c.Close()
-			continue
 		}
 		w.done.Go(func() { w.serve(c) })
 	}
