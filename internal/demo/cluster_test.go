@@ -166,7 +166,7 @@ func (s *scenario) nothingLeftOn(t *testing.T, node string) {
 
 // documentedCommands runs the command blocks of docs/vlan.md as they stand.
 func (s *scenario) documentedCommands(t *testing.T) {
-	for _, page := range []string{"docs/vlan.md"} {
+	for _, page := range []string{"docs/vlan.md", "docs/hotplug.md"} {
 		text, err := os.ReadFile(filepath.Join(s.Root, page))
 		if err != nil {
 			t.Fatal(err)

@@ -33,7 +33,7 @@ func (s *scenario) shell(ctx context.Context, block string) (string, error) {
 // one of the make targets, which CI runs, or a command that needs a cluster of
 // the reader's own.
 func TestEveryDocumentedCommandIsRunByATest(t *testing.T) {
-	executed := map[string]bool{"docs/vlan.md": true}
+	executed := map[string]bool{"docs/vlan.md": true, "docs/hotplug.md": true}
 	known := regexp.MustCompile(`^(make (demo|test|demo-down|build|bench)|bin/braid lab (kubectl|exec|up|down|status|build|logs|kubeconfig|load|node|api|run -- bin/braid migrate)\b.*|bin/braid image build)$`)
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil {
