@@ -12,6 +12,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 
+	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/store"
 	"braid.dev/braid/internal/wire"
@@ -226,7 +227,9 @@ func TestFullDiskOfAddressesIsTriedAgainLater(t *testing.T) {
 	n := newNode(t)
 	n.define("vlan", fakeVLAN)
 	n.pod("p", "vlan")
-	n.daemon.Attacher.Drivers["fake"] = fullDir{n.kernel}
+	n.kill()
+	n.adapt = func(a *attach.Attacher) { a.Drivers["fake"] = fullDir{n.kernel} }
+	n.start()
 	n.refused(n.do("ADD", "p"), 11, "no space left on device")
 	n.nothingLeft()
 }

@@ -367,6 +367,10 @@ func TestPodThatCannotBeChangedIsToldWhy(t *testing.T) {
 	n.set(func(c *cluster, _ *kernel) {
 		c.lives = map[string]Life{"host": {HostNetwork: true}, "before": {Running: true}}
 	})
+	n.pod("p", "")
+	n.ok("ADD", "p")
+	n.pod("p", "vlan")
+	n.toldOf("p: Add net1") // the pods that were there at the start have been seen
 	n.pod("quiet", "")
 	n.pod("waits", "vlan")
 	n.pod("host", "vlan")
@@ -375,7 +379,7 @@ func TestPodThatCannotBeChangedIsToldWhy(t *testing.T) {
 	n.toldOf("before: FAILED", "started without Braid")
 	n.ok("ADD", "waits")
 	n.toldOf("waits: Add net1")
-	n.has("waits/eth0", "waits/net1")
+	n.has("waits/eth0", "waits/net1", "p/eth0", "p/net1")
 	n.pod("host", "vlan,vlan") // asked for anew, told anew
 	n.toldOf("host: FAILED", "hostNetwork")
 }
