@@ -5,18 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sync/errgroup"
 
 	"braid.dev/braid/internal/attach"
-	"braid.dev/braid/internal/driver"
-	"braid.dev/braid/internal/netns"
-	"braid.dev/braid/internal/rtnl"
 	"braid.dev/braid/internal/store"
 	"braid.dev/braid/internal/wire"
 )
@@ -31,13 +28,6 @@ const (
 	reconcileSoon = 3 * time.Second
 	// reconcileAtOnce bounds how many sandboxes are worked on in one round.
 	reconcileAtOnce = 4
-	// releaseFirst and releaseLast bound the pause before a sandbox is tried
-	// again that could not be released.
-	releaseFirst, releaseLast = 30 * time.Second, 8 * time.Minute
-	// interruptedAfter is how long after an ADD that did not finish the runtime
-	// may still repeat it. The shim gives up after two minutes unless its
-	// configuration says more, and the kubelet after four.
-	interruptedAfter = 10 * time.Minute
 )
 
 // reconcileLoop serves notes, makes lost records again, and releases what the
@@ -231,48 +221,51 @@ func (d *Daemon) recall(asked wire.Request) (request, error) {
 // lost. Until everything has been looked for, later rounds go on.
 func (d *Daemon) rebuildAll(ctx context.Context) (waits bool) {
 	missing, err := d.Records.Missing()
-	if err != nil || !missing || d.rebuildWaits() {
+	if err != nil || !missing || d.Cluster != nil && d.Cluster.Synced() != nil {
+		return false // what pods ask for may be unknown yet
+	}
+	lost, err := d.withoutRecords()
+	if err != nil {
+		d.Log.Error("records may be missing, and it cannot be found out which", "err", err)
 		return false
 	}
+	var rebuilt atomic.Int64
+	waits = each(ctx, d, "rebuild the records of", lost, request.key, func(ctx context.Context, r request) error {
+		err := d.rebuildOne(ctx, r)
+		if err == nil {
+			rebuilt.Add(1)
+		}
+		return err
+	})
+	if int(rebuilt.Load()) < len(lost) {
+		return waits
+	}
+	if err := d.Records.Rebuilt(ctx); err != nil {
+		d.Log.Error("note that all records are there again", "err", err)
+	} else if len(lost) > 0 {
+		d.Log.Warn("the records of this node were made again", "sandboxes", len(lost))
+	}
+	return waits
+}
+
+// withoutRecords lists the sandboxes that the runtime remembers and the store
+// does not know.
+func (d *Daemon) withoutRecords() (lost []request, err error) {
 	known, err := d.sandboxes()
 	if err != nil {
-		return false
+		return nil, err
 	}
 	have := map[string]bool{}
 	for _, s := range known {
 		have[s.key()] = true
 	}
 	list, err := remembered(d.CacheDir, func(string) bool { return false })
-	if err != nil {
-		d.Log.Error("records may be missing, and the runtime's memory cannot be read", "err", err)
-		return false
-	}
-	var lost []request
 	for _, r := range list {
 		if !have[r.key()] && !d.takenDown.has(r.key()) {
 			lost = append(lost, r)
 		}
 	}
-	rebuilt := 0
-	var mu sync.Mutex
-	waits = each(ctx, d, "rebuild the records of", lost, request.key, func(ctx context.Context, r request) error {
-		err := d.rebuildOne(ctx, r)
-		if err == nil {
-			mu.Lock()
-			rebuilt++
-			mu.Unlock()
-		}
-		return err
-	})
-	if rebuilt < len(lost) {
-		return waits
-	}
-	if err := d.Records.Rebuilt(ctx); err != nil {
-		d.Log.Error("note that all records are there again", "err", err)
-	} else if len(lost) > 0 {
-		d.Log.Warn("the records of this node were made again", "sandboxes", rebuilt)
-	}
-	return waits
+	return lost, err
 }
 
 // rebuildOne makes the records again of a sandbox that the runtime remembers.
@@ -301,253 +294,6 @@ func (d *Daemon) rebuildOne(ctx context.Context, r request) error {
 	}
 	r.Command = "CHECK"
 	d.mend(ctx, r)
-	return nil
-}
-
-// sandboxState is a sandbox as its records show it.
-type sandboxState struct {
-	store.Sandbox
-	// interrupted says that its ADD did not finish.
-	interrupted bool
-	// marks are those that links of its attachments have on the node.
-	marks []string
-}
-
-func (s sandboxState) key() string { return s.ContainerID + "/" + s.IfName }
-
-// sight is what can be seen of namespaces from outside.
-type sight struct {
-	boot string
-	// spaces are the namespaces that were found, nil when nobody could look.
-	spaces map[string]netns.ID
-	// ends are the marks of veths on the node. The kernel removes one as soon as
-	// the namespace that the other end is in is gone.
-	ends map[string]bool
-}
-
-// gone reports whether the sandbox's namespace is proven to be gone, or to be
-// another one by now. When a path leads nowhere and the pod's veth is there all
-// the same, doubt says so: whoever looked at the path may see other mounts than
-// the runtime does, or the kernel is not yet through with it.
-func (s sandboxState) gone(see sight) (gone, doubt bool) {
-	if s.Rebooted(see.boot) {
-		return true, false
-	}
-	if see.spaces == nil || s.NetNS == "" {
-		return false, false
-	}
-	id, there := see.spaces[s.NetNS]
-	if there && (id.IsZero() || s.NSID.IsZero() || id == s.NSID) {
-		return false, false
-	}
-	doubt = slices.ContainsFunc(s.marks, func(mark string) bool { return see.ends[mark] })
-	return !doubt, doubt
-}
-
-// look looks for the namespaces of sandboxes from outside, by a program on the
-// host.
-func (d *Daemon) look(ctx context.Context, list []sandboxState, host func(context.Context, []string) (map[string]netns.ID, error)) (sight, error) {
-	see := sight{boot: d.BootID}
-	spaces, err := host(ctx, pathsOf(list))
-	if err != nil {
-		return see, err
-	}
-	// In this order: an end that is there now was there when the paths were
-	// looked at.
-	if see.ends, err = vethMarks(); err != nil {
-		return see, err
-	}
-	see.spaces = spaces
-	return see, nil
-}
-
-// vethMarks are the marks of the veths on the node.
-func vethMarks() (map[string]bool, error) {
-	h, err := rtnl.Open(nil)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	links, err := h.Links()
-	if err != nil {
-		return nil, err
-	}
-	marks := map[string]bool{}
-	for _, l := range links {
-		if l.Kind == "veth" && l.Alias != "" {
-			marks[l.Alias] = true
-		}
-	}
-	return marks, nil
-}
-
-// sandboxes lists those that have records, in the order of the store.
-func (d *Daemon) sandboxes() (list []sandboxState, err error) {
-	records, err := d.Records.All()
-	var damaged *store.DamagedError
-	if err != nil && !errors.As(err, &damaged) {
-		return nil, err
-	}
-	for _, r := range records {
-		s := sandboxState{Sandbox: r.Sandbox}
-		if n := len(list); n == 0 || list[n-1].key() != s.key() {
-			list = append(list, s)
-		}
-		last := &list[len(list)-1]
-		last.interrupted = last.interrupted || !r.Complete() && !attach.Unfinished(r)
-		last.marks = append(last.marks, driver.Spec{ContainerID: s.ContainerID, IfName: r.Attachment.IfName}.Mark())
-	}
-	return list, nil
-}
-
-func pathsOf(list []sandboxState) (paths []string) {
-	for _, s := range list {
-		if s.NetNS != "" {
-			paths = append(paths, s.NetNS)
-		}
-	}
-	return paths
-}
-
-// orphan is a sandbox that nobody will DEL any more.
-type orphan struct {
-	sandboxState
-	why string
-	// dead says that its namespace was found to be gone.
-	dead bool
-}
-
-// evidence is what is known of the node's sandboxes beside their records.
-type evidence struct {
-	sight
-	now time.Time
-	// running names the containers that the runtime has, nil when it was not
-	// asked or names none.
-	running map[string]bool
-	// suspects are sandboxes that the runtime did not name last time either: it
-	// names a new one only once its network is there.
-	suspects map[string]bool
-}
-
-// orphans finds those that are proven to be one. doubt says that there are some
-// which may soon be.
-func orphans(list []sandboxState, e evidence) (found []orphan, doubt bool) {
-	for _, s := range list {
-		gone, unsure := s.gone(e.sight)
-		doubt = doubt || unsure
-		switch {
-		case gone:
-			found = append(found, orphan{s, "its network namespace is gone", true})
-		case e.running != nil && !e.running[s.ContainerID] && e.suspects[s.key()]:
-			found = append(found, orphan{s, "the runtime does not know its container", false})
-		case s.interrupted && e.now.Sub(s.Added) > interruptedAfter:
-			found = append(found, orphan{s, "its ADD was interrupted and nobody came back for it", false})
-		}
-	}
-	return found, doubt
-}
-
-// releaseOrphans takes down what nobody will ask for.
-func (d *Daemon) releaseOrphans(ctx context.Context) (waits bool) {
-	all, err := d.sandboxes()
-	if err != nil {
-		d.Log.Error("compare records with the node", "err", err)
-		return false
-	}
-	var idle []sandboxState
-	for _, s := range all {
-		if !d.queue.busy(s.ContainerID) {
-			idle = append(idle, s)
-		}
-	}
-	if len(idle) == 0 {
-		return false
-	}
-	e := evidence{now: time.Now(), running: d.runningContainers(ctx), suspects: d.suspects}
-	if e.sight, err = d.look(ctx, idle, d.lookAt); errors.Is(err, errNoHand) {
-		waits = true
-	} else if err != nil {
-		d.Log.Warn("compare records with namespaces", "err", err)
-	}
-	found, doubt := orphans(idle, e)
-	if doubt {
-		d.soon.poke()
-	}
-	d.suspects = suspectsAmong(idle, e.running)
-	return each(ctx, d, "release", found, func(o orphan) string { return o.key() }, func(ctx context.Context, o orphan) error {
-		return d.release(ctx, o, nil)
-	}) || waits
-}
-
-func suspectsAmong(list []sandboxState, running map[string]bool) map[string]bool {
-	suspects := map[string]bool{}
-	for _, s := range list {
-		if running != nil && !running[s.ContainerID] {
-			suspects[s.key()] = true
-		}
-	}
-	return suspects
-}
-
-// runningContainers asks the runtime, if there is a way to it. A list that names
-// nothing is not trusted.
-func (d *Daemon) runningContainers(ctx context.Context) map[string]bool {
-	if d.Containers == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	ids, err := d.Containers(ctx)
-	if err != nil {
-		d.Log.Warn("compare records with the runtime's containers", "err", err)
-		return nil
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	running := map[string]bool{}
-	for _, id := range ids {
-		running[id] = true
-	}
-	return running
-}
-
-// release takes an orphan down. host, if not nil, runs programs when there is
-// no standing hand. errNoHand means that it has to wait for one.
-func (d *Daemon) release(ctx context.Context, o orphan, host driver.Host) error {
-	ctx, cancel := context.WithTimeout(ctx, d.RequestTimeout)
-	defer cancel()
-	leave, err := d.enter(ctx, o.ContainerID)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	records, err := d.Records.Sandbox(o.ContainerID, o.IfName)
-	var damaged *store.DamagedError
-	if err != nil && !errors.As(err, &damaged) {
-		return err
-	}
-	if len(records) == 0 || records[0].Sandbox.NSID != o.NSID {
-		return nil // somebody was faster
-	}
-	reach, done, err := d.reachSandbox(ctx, o.Sandbox)
-	switch needsNS, needsHost := d.Attacher.Needs(records); {
-	case err == nil:
-		defer done()
-		if o.dead && reach.NS != nil {
-			return nil // it is there after all
-		}
-	case !errors.Is(err, errNoHand) || needsNS && !o.dead || needsHost && host == nil:
-		return err
-	default:
-		reach = attach.Reach{Host: host, Path: o.Path}
-	}
-	r := requestOf(o.Sandbox)
-	r.reach = reach
-	if err := d.takeDown(ctx, r); err != nil {
-		return err
-	}
-	d.Log.Info("released what nobody asks for any more", "container", o.ContainerID, "ifname", o.IfName, "pod", podName(o.Pod), "why", o.why)
 	return nil
 }
 
@@ -582,69 +328,6 @@ func sandboxOf(r wire.Request) store.Sandbox {
 		sb.Pod.Namespace, sb.Pod.Name, sb.Pod.UID = pod.namespace, pod.name, pod.uid
 	}
 	return sb
-}
-
-// pace decides when something that failed is tried again.
-type pace struct {
-	mu    sync.Mutex
-	tries map[string]attempt
-	told  map[string]bool
-}
-
-type attempt struct {
-	times int
-	next  time.Time
-}
-
-func (p *pace) due(name string, now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !now.Before(p.tries[name].next)
-}
-
-// failed returns how often it has failed by now.
-func (p *pace) failed(name string, now time.Time) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.tries == nil {
-		p.tries = map[string]attempt{}
-	}
-	a := p.tries[name]
-	pause := min(releaseFirst<<min(a.times, 10), releaseLast)
-	a = attempt{a.times + 1, now.Add(pause)}
-	p.tries[name] = a
-	return a.times
-}
-
-func (p *pace) done(name string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.tries, name)
-}
-
-// first reports whether this is the first time that something is told of.
-func (p *pace) first(what string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.told == nil {
-		p.told = map[string]bool{}
-	}
-	if p.told[what] {
-		return false
-	}
-	p.told[what] = true
-	return true
-}
-
-// forget drops what has not been tried for long: somebody else has seen to it.
-func (p *pace) forget(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for name, a := range p.tries {
-		if now.Sub(a.next) > time.Hour {
-			delete(p.tries, name)
-		}
-	}
 }
 
 // safely turns a panic into an error.
