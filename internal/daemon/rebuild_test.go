@@ -2,14 +2,18 @@ package daemon
 
 import (
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/bbolt"
 
+	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/rtnl"
@@ -335,6 +339,71 @@ func TestRecordsAreMadeAgainOncePodsAreKnown(t *testing.T) {
 	n.ok("CHECK", "p")
 	n.ok("DEL", "p")
 	n.nothingLeft()
+}
+
+// The conf dir has no network yet, so it cannot be said what the pod has.
+func TestRebuildGoesOnUntilEverySandboxHasItsRecords(t *testing.T) {
+	n := newNode(t)
+	n.pod("p", "")
+	n.remember("p", n.ok("ADD", "p"))
+	had := n.config.Networks
+	n.config.Networks = networks{}
+	n.loseStore(nil)
+	n.leaveHand()
+	n.daemon.reconcile(t.Context())
+	if missing, err := n.store.Missing(); err != nil || !missing {
+		t.Errorf("missing: %t, %v", missing, err)
+	}
+	n.daemon.Networks = had
+	n.daemon.pace.advance(time.Hour)
+	n.daemon.reconcile(t.Context())
+	if missing, err := n.store.Missing(); err != nil || missing {
+		t.Errorf("missing: %t, %v", missing, err)
+	}
+	n.ok("CHECK", "p")
+	n.ok("DEL", "p")
+	n.nothingLeft()
+}
+
+// Whoever looked may see other mounts than the runtime: a pod whose veth is on
+// the node lives.
+func TestLostContainerWhoseVethIsThereIsNotTakenForGone(t *testing.T) {
+	n := newNode(t)
+	n.space("braid-lives")
+	n.pod("braid-lives", "")
+	n.remember("braid-lives", n.ok("ADD", "braid-lives"))
+	n.unspace("braid-lives")
+	n.vethOnTheNode(driver.Spec{ContainerID: "braid-lives", IfName: "eth0"}.Mark())
+	n.loseStore(nil)
+	n.leaveHand()
+	n.daemon.reconcile(t.Context())
+	if left := n.kernel.left(); len(left) != 1 {
+		t.Errorf("left %v", left)
+	}
+}
+
+// vethOnTheNode makes a veth with this mark where the test runs.
+func (n *node) vethOnTheNode(mark string) {
+	n.t.Helper()
+	kerneltest.Need(n.t, kerneltest.Veth)
+	h, err := rtnl.Open(nil)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(h.Close)
+	name := fmt.Sprintf("braid%08x", rand.Uint32())
+	l, err := h.AddVeth(rtnl.Veth{New: rtnl.New{Name: name}, Peer: rtnl.New{Name: name + "p"}})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() {
+		if err := h.Del(l.Index); err != nil {
+			n.t.Error(err)
+		}
+	})
+	if err := h.SetAlias(l.Index, mark); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 func FuzzCached(f *testing.F) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"braid.dev/braid/internal/attach"
+	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/store"
 	"braid.dev/braid/internal/wire"
 )
@@ -289,11 +290,21 @@ func (d *Daemon) rebuildOne(ctx context.Context, r request) error {
 	defer release()
 	r.reach = reach
 	if reach.NS == nil {
+		ends, err := vethMarks()
+		if err != nil {
+			return err
+		}
+		if ends[driver.Spec{ContainerID: r.ContainerID, IfName: r.IfName}.Mark()] {
+			return fmt.Errorf("its namespace %s is not to be seen, but its veth is there", r.NetNS)
+		}
 		d.Log.Info("a container that the runtime remembers is gone; what it may have held is released", "container", r.ContainerID)
 		return d.takeDown(ctx, r)
 	}
 	r.Command = "CHECK"
 	d.mend(ctx, r)
+	if again, err := d.Records.Sandbox(r.ContainerID, r.IfName); err != nil || len(again) == 0 {
+		return errors.Join(errors.New("no network of it could be made out"), err)
+	}
 	return nil
 }
 
