@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,10 +66,50 @@ func up(t *testing.T) *scenario {
 	return &scenario{lab: l, image: archive, Demo: demo.Demo{Cluster: l, Root: root, Out: os.Stdout}}
 }
 
+// demoHolds runs the demo while braidd crashes on every node as its pods start,
+// and is replaced everywhere while they are looked at. Nothing of it fails, and
+// no sandbox had to be set up a second time.
 func (s *scenario) demoHolds(t *testing.T) {
-	if err := s.VLAN(t.Context(), s.image); err != nil {
+	i := &interrupter{Lab: s.lab, crash: func() {
+		for _, node := range s.lab.Nodes() {
+			s.killBraidd(t, node)
+		}
+	}}
+	d := s.Demo
+	d.Cluster = i
+	if err := d.VLAN(t.Context(), s.image); err != nil {
 		t.Fatal(err)
 	}
+	if i.crashes.Load() != 1 || i.updates.Load() != 1 {
+		t.Errorf("braidd crashed %d times and was replaced %d times in the middle of it, want once each", i.crashes.Load(), i.updates.Load())
+	}
+	s.kubectl(t, "-n", "braid-system", "rollout", "status", "daemonset/braidd", "--timeout=120s")
+	if failed := s.kubectl(t, "get", "events", "--field-selector=reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}"); failed != "" {
+		t.Errorf("sandboxes failed: %s", failed)
+	}
+}
+
+// interrupter is a lab whose braidd does not stay.
+type interrupter struct {
+	*lab.Lab
+	crash            func()
+	crashes, updates atomic.Int32
+}
+
+// Kubectl lets braidd crash once the pods of the demo are on their way, and has
+// it replaced before the first of them is looked at.
+func (i *interrupter) Kubectl(ctx context.Context, args ...string) (string, error) {
+	if args[0] == "exec" && i.updates.CompareAndSwap(0, 1) {
+		if _, err := i.Lab.Kubectl(ctx, "-n", "braid-system", "rollout", "restart", "daemonset/braidd"); err != nil {
+			return "", err
+		}
+	}
+	out, err := i.Lab.Kubectl(ctx, args...)
+	if applied := args[0] == "apply" && strings.Contains(strings.Join(args, " "), "examples/vlan"); applied && err == nil {
+		i.crashes.Add(1)
+		i.crash()
+	}
+	return out, err
 }
 
 func (s *scenario) statusAndEvents(t *testing.T) {
@@ -130,14 +171,14 @@ spec:
 
 // deleted kills braidd once more while the pods go: nothing of them stays.
 func (s *scenario) deleted(t *testing.T) {
-	s.kubectl(t, "delete", "pod", "late", "--wait=false")
+	s.kubectl(t, "delete", "pod", "late", "worker", "--grace-period=1", "--wait=false")
 	for _, node := range s.lab.Nodes() {
 		s.killBraidd(t, node)
 	}
 	if err := s.RemoveVLAN(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.kubectl(t, "wait", "--for=delete", "--timeout=120s", "pod/late")
+	s.kubectl(t, "wait", "--for=delete", "--timeout=120s", "pod/late", "pod/worker")
 	for _, node := range s.lab.Nodes() {
 		s.nothingLeftOn(t, node)
 	}
