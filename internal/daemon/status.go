@@ -21,8 +21,9 @@ const (
 	// that takes much less; when it does not, what was found last is the answer.
 	statusWait = 12 * time.Millisecond
 	// nodeStale is how long the last finding about the node is good while the
-	// next one does not come, as on a disk that hangs.
-	nodeStale = 10 * time.Second
+	// next one does not come, as on a disk that hangs, and for a moment on a
+	// machine that is very busy.
+	nodeStale = 30 * time.Second
 	// nodeTimeout ends the finding out about the node where it can be ended.
 	nodeTimeout = 5 * time.Second
 	// answerFresh is how old an answer of the default network's programs may be
@@ -214,8 +215,9 @@ type programs struct {
 
 	mu   sync.Mutex
 	last *answer
-	// next is what is to be asked.
-	next question
+	// next is what is to be asked, and tried what was asked by somebody's STATUS.
+	next  question
+	tried string
 }
 
 // load takes the answer over that an earlier daemon left.
@@ -246,6 +248,15 @@ func (p *programs) answer(q question, now time.Time) (known *answer, ask bool) {
 	return newAnswer(q, fmt.Errorf("the default network's programs have not said for %v whether they are ready", age.Round(time.Second))), true
 }
 
+// isFirst reports whether q is asked for the first time.
+func (p *programs) isFirst(q question) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first := p.tried != q.about
+	p.tried = q.about
+	return first
+}
+
 func (p *programs) question() question {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -265,15 +276,25 @@ func (p *programs) learn(a *answer) error {
 }
 
 // firstAnswer asks by means of the one who asks, for as long as that one can
-// wait: mostly, programs take longer, and then they are to be asked anew.
+// wait: mostly, programs take longer. That is done once; from then on the
+// background has to do it.
 func (d *Daemon) firstAnswer(ctx context.Context, q question, reach attach.Reach) (a *answer, ask bool) {
-	err := d.askPrograms(ctx, q, reach)
-	if ctx.Err() != nil {
-		return newAnswer(q, errors.New("the default network's programs are being asked whether they are ready")), true
+	unknown := newAnswer(q, errors.New("the default network's programs are being asked whether they are ready"))
+	if !d.programs.isFirst(q) {
+		return unknown, true
 	}
-	a = newAnswer(q, err)
-	d.learn(a)
-	return a, false
+	answered := make(chan error, 1)
+	go func() { answered <- d.askPrograms(ctx, q, reach) }() // ends with the connection at the latest
+	select {
+	case err := <-answered:
+		if ctx.Err() == nil {
+			a = newAnswer(q, err)
+			d.learn(a)
+			return a, false
+		}
+	case <-ctx.Done(): // before the program was killed, which takes time
+	}
+	return unknown, true
 }
 
 func (d *Daemon) askPrograms(ctx context.Context, q question, reach attach.Reach) error {
