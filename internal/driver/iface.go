@@ -37,8 +37,10 @@ type Interface struct {
 	Sysctl    rtnl.Sysctl
 	// Handle is one in NS that is open already. Nil opens one for each call.
 	Handle *rtnl.Handle
-	// Index is the link's, when it was just made. Zero looks it up by Name.
+	// Index is the link's, and MAC its address, when it was just made. Without
+	// them it is looked up by Name.
 	Index int
+	MAC   net.HardwareAddr
 }
 
 // handle returns Handle, or one that is open until done is called.
@@ -241,6 +243,9 @@ func (i Interface) Announce() error {
 		return err
 	}
 	defer done()
+	if i.Index != 0 && i.MAC != nil {
+		return h.SetMAC(i.Index, i.MAC)
+	}
 	link, err := h.Link(i.Name)
 	if err != nil {
 		return err

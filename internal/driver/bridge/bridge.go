@@ -161,17 +161,17 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	}
 	switch {
 	case a.layer3():
-		err = a.addresses(ctx, br, asked, res)
+		err = a.addresses(ctx, br, pod, asked, res)
 	case !a.NoContainerLink:
 		err = a.pod.SetUp(pod.Index)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := a.settle(ctx, host.Index); err != nil {
+	if err := a.settle(ctx, host.Index, pod); err != nil {
 		return nil, err
 	}
-	if err := a.finalMACs(res, br.Index, host.Index); err != nil {
+	if err := a.finalMACs(res, br.Index, host); err != nil {
 		return nil, err
 	}
 	if a.DNS.Nameservers != nil || a.DNS.Search != nil || a.DNS.Options != nil || a.DNS.Domain != "" {
@@ -182,7 +182,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 
 // addresses puts the addresses that were asked for, with all that depends on
 // them, in place.
-func (a *attachment) addresses(ctx context.Context, br rtnl.Link, asked *driver.Asked, res *current.Result) error {
+func (a *attachment) addresses(ctx context.Context, br, pod rtnl.Link, asked *driver.Asked, res *current.Result) error {
 	got, err := asked.Result()
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func (a *attachment) addresses(ctx context.Context, br rtnl.Link, asked *driver.
 	if err != nil {
 		return err
 	}
-	if err := a.iface().Configure(ctx, res); err != nil {
+	if err := a.fresh(pod).Configure(ctx, res); err != nil {
 		return err
 	}
 	if err := a.ensureGateway(br, gateways, res); err != nil {
@@ -223,9 +223,16 @@ func (a *attachment) iface() driver.Interface {
 	return driver.Interface{NS: a.spec.NetNS, Handle: a.pod, Name: a.spec.IfName, DAD: a.DAD, Sysctl: a.Sysctl}
 }
 
+// fresh is the interface that has just been made, so that nobody looks it up.
+func (a *attachment) fresh(pod rtnl.Link) driver.Interface {
+	i := a.iface()
+	i.Index, i.MAC = pod.Index, pod.MAC
+	return i
+}
+
 // settle waits until the bridge forwards what the container sends, and then
 // tells the neighbours of its addresses.
-func (a *attachment) settle(ctx context.Context, hostIndex int) error {
+func (a *attachment) settle(ctx context.Context, hostIndex int, pod rtnl.Link) error {
 	if a.NoContainerLink {
 		return nil
 	}
@@ -239,19 +246,17 @@ func (a *attachment) settle(ctx context.Context, hostIndex int) error {
 	if err != nil || !a.layer3() {
 		return err
 	}
-	return a.iface().Announce()
+	return a.fresh(pod).Announce()
 }
 
 // finalMACs fills in the MACs of the node's links: a bridge without a MAC of
 // its own may have got a new one with this port.
-func (a *attachment) finalMACs(res *current.Result, indexes ...int) error {
-	for i, index := range indexes {
-		l, err := a.host.LinkByIndex(index)
-		if err != nil {
-			return err
-		}
-		res.Interfaces[i].Mac = l.MAC.String()
+func (a *attachment) finalMACs(res *current.Result, bridge int, host rtnl.Link) error {
+	br, err := a.host.LinkByIndex(bridge)
+	if err != nil {
+		return err
 	}
+	res.Interfaces[0].Mac, res.Interfaces[1].Mac = br.MAC.String(), host.MAC.String()
 	return nil
 }
 
