@@ -240,6 +240,14 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 		writes.Go(func() error { return a.Store.Attached(ctx, key, made) })
 	}
 	decide := reach.NS != nil && routesMatter(pr.attachments())
+	var pod *rtnl.Handle
+	if decide {
+		var err error
+		if pod, err = rtnl.Open(reach.NS); err != nil {
+			return err
+		}
+		defer pod.Close()
+	}
 	var brought [][]rtnl.Route
 	for i := range pr.records {
 		c := chain{a, pr.records[i], reach}
@@ -254,7 +262,7 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 		pr.done = append(pr.done, c.attached(result))
 		pr.records[i].DeviceInfo = pr.done[i].DeviceInfo
 		if decide {
-			lifted, err := liftDefaults(reach.NS)
+			lifted, err := liftDefaults(pod)
 			if err != nil {
 				return errors.Join(fmt.Errorf("attach %s (%s): default routes: %w", c.record.Attachment.IfName, c.record.Attachment.Network, err), writes.Wait())
 			}
@@ -269,7 +277,7 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 		if err := writes.Wait(); err != nil {
 			return err
 		}
-		if err := pr.settle(brought, reach.NS, keep); err != nil {
+		if err := pr.settle(brought, pod, keep); err != nil {
 			return errors.Join(err, writes.Wait())
 		}
 	}
@@ -292,10 +300,10 @@ func (pr *progress) attachments() []plan.Attachment {
 
 // settle decides on the default routes, puts them in, and has the results that
 // change because of it stored.
-func (pr *progress) settle(brought [][]rtnl.Route, ns *netns.NS, keep func(i int)) error {
+func (pr *progress) settle(brought [][]rtnl.Route, pod *rtnl.Handle, keep func(i int)) error {
 	s, err := settle(pr.done, brought)
 	if err == nil {
-		err = s.put(ns, pr.done)
+		err = s.put(pod, pr.done)
 	}
 	if err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
-	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/rtnl"
 )
@@ -30,12 +29,7 @@ func routesMatter(list []plan.Attachment) bool {
 
 // liftDefaults takes the default routes out of the main table and returns them.
 // Those that the kernel makes itself, of router advertisements, stay.
-func liftDefaults(ns *netns.NS) ([]rtnl.Route, error) {
-	h, err := rtnl.Open(ns)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
+func liftDefaults(h *rtnl.Handle) ([]rtnl.Route, error) {
 	lifted, err := defaults(h)
 	if err != nil {
 		return nil, err
@@ -294,15 +288,7 @@ func destinations(d Attached) plan.Destinations {
 }
 
 // put adds the routes of a settlement.
-func (s settlement) put(ns *netns.NS, done []Attached) error {
-	if len(s.routes) == 0 {
-		return nil
-	}
-	h, err := rtnl.Open(ns)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
+func (s settlement) put(h *rtnl.Handle, done []Attached) error {
 	// The kernel puts each one before the others to the same destination.
 	for _, r := range slices.Backward(s.routes) {
 		d := done[r.of]
