@@ -282,6 +282,28 @@ func checkVolumes(t *testing.T, pod corev1.PodSpec) {
 	}
 }
 
+// The manifest that takes Braid off the nodes is one that the API server takes,
+// and has no right that braidd lacks, but to remove the files of others.
+func TestDeployOfTheUninstallIsSound(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(deployDir, "uninstall", "daemonset.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ds appsv1.DaemonSet
+	if err := sigsyaml.UnmarshalStrict(text, &ds); err != nil {
+		t.Fatal(err)
+	}
+	pod := ds.Spec.Template.Spec
+	if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken || pod.HostPID || pod.HostIPC {
+		t.Error("it has more of the cluster or the host than it needs")
+	}
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		if !slices.Equal(c.SecurityContext.Capabilities.Add, []corev1.Capability{"DAC_OVERRIDE", "NET_ADMIN"}) || c.Resources.Limits.Memory().IsZero() {
+			t.Errorf("container %s: %v, %v", c.Name, c.SecurityContext, c.Resources)
+		}
+	}
+}
+
 // TestDeployReachesEveryNode: a network daemon that a taint or a lower priority
 // keeps away takes its node with it.
 func TestDeployReachesEveryNode(t *testing.T) {
