@@ -92,7 +92,7 @@ func (d *Demo) applyVLAN(ctx context.Context) error {
 	for _, p := range vlanPods {
 		names = append(names, "pod/"+p.name)
 	}
-	if _, err := d.kubectl(ctx, append([]string{"wait", "--for=condition=Ready", "--timeout=120s"}, names...)...); err != nil {
+	if _, err := d.kubectl(ctx, append([]string{"wait", "--for=condition=Ready", "--timeout=240s"}, names...)...); err != nil {
 		events, _ := d.Cluster.Kubectl(ctx, "get", "events", "--sort-by=.lastTimestamp")
 		d.show(events)
 		return err
