@@ -340,7 +340,7 @@ func (a *Attacher) rollback(ctx context.Context, pr progress, reach Reach) error
 			plugins = pr.touched
 		}
 		if err := c.detach(ctx, plugins); err != nil {
-			errs = append(errs, fmt.Errorf("roll back: %w", err), a.noteFailure(ctx, pr.records[i]))
+			errs = append(errs, fmt.Errorf("roll back: %w", err), a.noteFailure(ctx, pr.records[i], err))
 			continue
 		}
 		gone = append(gone, pr.records[i].Key())
@@ -348,9 +348,11 @@ func (a *Attacher) rollback(ctx context.Context, pr progress, reach Reach) error
 	return errors.Join(append(errs, a.forget(ctx, gone))...)
 }
 
-// noteFailure remembers that an attachment could not be taken down.
-func (a *Attacher) noteFailure(ctx context.Context, r store.Record) error {
-	if r.Complete() {
+// noteFailure remembers that an attachment could not be taken down because a
+// program would not, for takeDown to give it up one day. Whatever else was in
+// the way may be gone next time.
+func (a *Attacher) noteFailure(ctx context.Context, r store.Record, err error) error {
+	if r.Complete() || !onlyStubborn(err) {
 		return nil
 	}
 	r.FailedDels++
@@ -437,7 +439,7 @@ func (a *Attacher) takeDown(ctx context.Context, records []store.Record, d *Dele
 			d.GaveUp, err = append(d.GaveUp, err), chain{a, r, reach}.removeInfo()
 		}
 		if err != nil {
-			errs = append(errs, err, a.noteFailure(ctx, r))
+			errs = append(errs, err, a.noteFailure(ctx, r, err))
 			continue
 		}
 		gone = append(gone, r.Key())

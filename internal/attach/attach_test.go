@@ -18,6 +18,7 @@ import (
 	"pgregory.net/rapid"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/driver/exec"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
@@ -151,6 +152,39 @@ func TestPluginThatFailsBothWaysDoesNotMakeThePodImmortal(t *testing.T) {
 		t.Errorf("Del = %+v, %v", d, err)
 	}
 	m.nothingLeft(t)
+}
+
+// Whoever runs the programs may go away at any moment, and a machine may be too
+// busy to start one: that is no word of the plugin's about what it has made.
+func TestPluginThatCouldNotBeAskedIsAskedAgain(t *testing.T) {
+	for name, unasked := range map[string]error{
+		"lost":        &exec.LostError{Err: errors.New("connection lost")},
+		"not started": &exec.NotRunError{Err: errors.New("resource temporarily unavailable"), Temporary: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, t.TempDir())
+			m.broken["attach c/net1/foreign"] = &exec.LostError{Err: errors.New("connection lost")}
+			m.broken["detach c/net1/foreign"] = unasked
+			if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one"), network("net1", "foreign")), m.reach()); err == nil {
+				t.Fatal("Add succeeded")
+			}
+			m.made["c/net1/foreign"] = true // before it was killed
+			for range 3 {
+				d, err := m.Del(t.Context(), "c", "eth0", m.reach())
+				if err == nil || len(d.GaveUp) > 0 {
+					t.Fatalf("Del = %+v, %v", d, err)
+				}
+				if left := m.records(t); len(left) != 1 || left[0].FailedDels != 0 {
+					t.Fatalf("records: %+v", left)
+				}
+			}
+			delete(m.broken, "detach c/net1/foreign")
+			if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+				t.Error(err)
+			}
+			m.nothingLeft(t)
+		})
+	}
 }
 
 func TestSpec38FailedDetachKeepsTheRecordUntilItSucceeds(t *testing.T) {

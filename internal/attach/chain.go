@@ -201,12 +201,15 @@ func (c chain) detachOne(ctx context.Context, i int) error {
 		return err
 	}
 	var notRun *exec.NotRunError
-	if errors.As(err, &notRun) {
+	var lost *exec.LostError
+	switch {
+	case errors.As(err, &notRun) && notRun.Temporary, errors.As(err, &lost):
+		return err
+	case notRun != nil:
 		// ADD came to no result, and the program that cannot be run now most
 		// likely is why. If it runs later, it had nothing to remove.
 		return nil
-	}
-	if ctx.Err() == nil && c.reach.Host != nil {
+	case ctx.Err() == nil && c.reach.Host != nil:
 		return &stubbornError{err}
 	}
 	return err

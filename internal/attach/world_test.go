@@ -200,7 +200,11 @@ func (h host) Exec(_ context.Context, p driver.Program) ([]byte, error) {
 	h.mu.Lock()
 	missing := h.broken["run "+p.Name]
 	h.mu.Unlock()
-	if missing != nil {
+	var asItIs *exec.NotRunError
+	switch {
+	case errors.As(missing, &asItIs):
+		return nil, missing
+	case missing != nil:
 		return nil, &exec.NotRunError{Err: missing}
 	}
 	switch env["CNI_COMMAND"] {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/driver/exec"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/store"
@@ -268,7 +269,8 @@ func TestSandboxIsReachedWithoutARequest(t *testing.T) {
 		t.Errorf("a program: %q, %v", out, err)
 	}
 	done()
-	if _, err := reach.Host.Exec(within(t), driver.Program{Name: "plugin"}); !errors.Is(err, wire.ErrLost) {
+	var lost *exec.LostError
+	if _, err := reach.Host.Exec(within(t), driver.Program{Name: "plugin"}); !errors.Is(err, wire.ErrLost) || !errors.As(err, &lost) {
 		t.Errorf("a program after the end: %v", err)
 	}
 }

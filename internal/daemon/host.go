@@ -20,7 +20,9 @@ func (h hand) Exec(ctx context.Context, p driver.Program) ([]byte, error) {
 	case err == nil && r.ExitCode != 0:
 		return r.Stdout, &driver.ExitError{Program: p.Name, Code: r.ExitCode, Stdout: r.Stdout, Stderr: r.Stderr}
 	case errors.As(err, &failed) && neverRan(failed.Failure):
-		return nil, &exec.NotRunError{Err: err}
+		return nil, &exec.NotRunError{Err: err, Temporary: failed.Failure == wire.NotStarted}
+	case errors.Is(err, wire.ErrLost):
+		return nil, &exec.LostError{Err: err}
 	default:
 		return r.Stdout, err
 	}

@@ -37,6 +37,9 @@ type Plugin struct {
 // returns it.
 type NotRunError struct {
 	Err error
+	// Temporary says that it is not the program's fault: the machine could start
+	// none just then, or somebody was writing the file. It may have run before.
+	Temporary bool
 }
 
 // Error says why.
@@ -44,6 +47,19 @@ func (e *NotRunError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *NotRunError) Unwrap() error { return e.Err }
+
+// LostError says that whoever runs programs went away before this one had come
+// to its end, or had begun: what the program would have said is not known. The
+// driver.Host returns it.
+type LostError struct {
+	Err error
+}
+
+// Error says what was lost.
+func (e *LostError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *LostError) Unwrap() error { return e.Err }
 
 var errNoHost = errors.New("nobody is connected who could run it; the runtime's next request can")
 
