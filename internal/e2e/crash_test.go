@@ -86,6 +86,7 @@ func TestCrashAtAnyMomentLosesNothingAndLeavesNothing(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+		h.tellStories(t)
 	}
 	h.nothingIsLeft(t)
 	h.noNamespaceIsHeld(t)
@@ -212,6 +213,28 @@ func (h *host) prepareCrash(t *testing.T) {
 	}
 }
 
+// tellStories shows how containers came to leave something with the recorder.
+func (h *host) tellStories(t *testing.T) {
+	t.Helper()
+	calls, err := note.Read(h.path("recorder"))
+	must(t, err)
+	text, err := os.ReadFile(h.path("braidd.log"))
+	must(t, err)
+	for _, held := range h.held(t) {
+		id := strings.Split(held, "_")[1]
+		for _, c := range calls {
+			if c.ContainerID == id {
+				t.Logf("%s %s %s by %d, beside another: %t, done: %t, failed: %t", id, c.Command, c.IfName, c.PID, c.Beside, c.Done, c.Failed)
+			}
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, id) {
+				t.Log(strings.TrimSpace(line))
+			}
+		}
+	}
+}
+
 // lasting is everything of the host that outlives pods: links, addresses,
 // routes, rules, reserved addresses and what plugins hold.
 func (h *host) lasting(t *testing.T) string {
@@ -276,7 +299,7 @@ func (c *crashTest) kills() int { return c.daemons + c.shims }
 func (c *crashTest) kill(ctx context.Context, took time.Duration) {
 	rng := c.random(2000)
 	for c.kills() < c.want && ctx.Err() == nil && !c.t.Failed() {
-		<-time.After(time.Duration(rng.Int64N(int64(took)))) // the moment of the kill is what the test varies
+		<-time.After(time.Duration(rng.Int64N(int64(took * 3 / 2)))) // the moment of the kill is what the test varies
 		if rng.IntN(2) == 0 {
 			for _, i := range rng.Perm(len(c.runners))[:1+rng.IntN(3)] {
 				if p := c.runners[i].shim(); p != nil && p.Kill() == nil {
