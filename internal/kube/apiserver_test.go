@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -26,6 +27,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 
 	"braid.dev/braid/internal/lab"
 )
@@ -70,6 +72,8 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	// It tells of each event that is dropped, and of each request that fails.
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	code := m.Run()
 	if s := shared.server; s != nil {
 		s.stop()

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -301,6 +303,7 @@ func TestTheCopyIsWrittenWhenItChangesAndNotTooOften(t *testing.T) {
 			t.Errorf("%d definitions in the end", n)
 		}
 		// What comes later may be needed soon.
+		time.Sleep(copyPause)
 		add(100)
 		time.Sleep(2 * copySettle)
 		synctest.Wait()
@@ -371,4 +374,35 @@ func TestReadyWithoutTheAPI(t *testing.T) {
 	if err := c.Synced(); err != nil {
 		t.Errorf("not ready: %v", err)
 	}
+}
+
+// TestEventsFillNoMemoryWhileTheAPIIsAway: what cannot be told in the end is not
+// kept.
+func TestEventsFillNoMemoryWhileTheAPIIsAway(t *testing.T) {
+	c, err := connect(&rest.Config{Host: "https://127.0.0.1:1"}, Config{NodeName: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); c.Events.run(ctx) }()
+	heap := func() int64 {
+		var m goruntime.MemStats
+		goruntime.GC()
+		goruntime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before, goroutines := heap(), goruntime.NumGoroutine()
+	const events, size = 50_000, 1000
+	for i := range events {
+		c.Events.Failed(plan.Pod{Namespace: "ns", Name: fmt.Sprint("p", i)}, fmt.Sprint(i, strings.Repeat("x", size)))
+	}
+	if grown := heap() - before; grown > events*size/4 {
+		t.Errorf("%d events of %d bytes grew the heap by %d bytes", events, size, grown)
+	}
+	if now := goruntime.NumGoroutine(); now > goroutines+10 {
+		t.Errorf("%d goroutines, %d before", now, goroutines)
+	}
+	cancel()
+	<-done
 }
