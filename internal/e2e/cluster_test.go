@@ -66,7 +66,7 @@ func TestClusterAddressesWhereBraiddCannotLook(t *testing.T) {
 
 func TestClusterBadInputIsAClearErrorAndLeavesNothing(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
+	h := newHost(t, impatient)
 	h.extraNetwork(t)
 	h.network(t, "broken-json", `{"cniVersion": "1.0.0", "type": "bridge",`)
 	h.network(t, "no-uplink", `{"cniVersion":"1.0.0","type":"bridge","bridge":"braidextra0","uplink":"nosuch0"}`)

@@ -105,7 +105,6 @@ func TestA06KilledBetweenAnyTwoSteps(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, func(h *host) {
 		h.defaultNetwork(t, "10-default.conflist", h.recording(""))
-		must(t, os.WriteFile(h.path("braidd.yaml"), []byte("pluginTimeout: 30s\n"), 0o644))
 	})
 	h.network(t, "extra", h.bridged("braidextra0", "10.77.0.0/24", h.recording("")))
 	p := h.createPod(t, "pod", map[string]string{networksKey: "extra,extra"})

@@ -269,7 +269,7 @@ func (h *host) furnish() error {
 		"bin/prints-rubbish":       "#!/bin/sh\necho hello\n",
 		"bin/prints-nothing":       "#!/bin/sh\n",
 		"bin/host-local":           "#!/bin/sh\ntouch " + h.path("host-local-ran") + "\nexec " + h.lab.Program("host-local") + "\n",
-		"braidd.yaml":              "pluginTimeout: 3s\n",
+		"braidd.yaml":              "pluginTimeout: 25s\n", // machines that run tests may be busy
 		"conf/10-default.conflist": h.defaultConf("default-net"),
 	}
 	for name, content := range files {
@@ -296,6 +296,13 @@ func (h *host) defaultConf(name string, more ...string) string {
 	plugins := append([]string{fmt.Sprintf(`{"type":"bridge","bridge":"braidcni0","isDefaultGateway":true,
 		"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.76.0.0/16"}]]}}`, h.path("addresses"))}, more...)
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[%s]}`, name, strings.Join(plugins, ","))
+}
+
+// impatient has braidd give plugins 3 s.
+func impatient(h *host) {
+	if err := os.WriteFile(h.path("braidd.yaml"), []byte("pluginTimeout: 3s\n"), 0o644); err != nil {
+		panic(err) // the directory was made just now
+	}
 }
 
 func (h *host) path(name string) string { return filepath.Join(h.dir, name) }

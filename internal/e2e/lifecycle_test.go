@@ -106,7 +106,7 @@ func (h *host) state(t *testing.T) string {
 // ended, and cleans up.
 func TestA18DelComesAfterAnAddThatHangs(t *testing.T) {
 	t.Parallel()
-	h := newHost(t) // a program has 3 s
+	h := newHost(t, impatient)
 	h.network(t, "extra", h.bridged("braidextra0", "10.77.0.0/24", h.recording("")))
 	p := h.createPod(t, "pod", map[string]string{networksKey: "extra"})
 	for name, giveUp := range map[string]bool{"the runtime gives up": true, "the plugin's time ends": false} {
