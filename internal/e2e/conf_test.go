@@ -115,20 +115,24 @@ func TestA09OwnConfigurationIsPutBack(t *testing.T) {
 	own := h.path("conf/00-braid.conflist")
 	whole, err := os.ReadFile(own)
 	must(t, err)
-	for name, harm := range map[string]func() error{
-		"removed": func() error { return os.Remove(own) },
-		"renamed": func() error { return os.Rename(own, own+".old") },
-		"emptied": func() error { return os.Truncate(own, 0) },
-		"rewritten": func() error {
+	for _, harm := range []struct {
+		name string
+		do   func() error
+	}{
+		{"removed", func() error { return os.Remove(own) }},
+		{"emptied", func() error { return os.Truncate(own, 0) }},
+		{"rewritten", func() error {
 			return os.WriteFile(own, []byte(`{"cniVersion":"1.0.0","name":"x","plugins":[]}`), 0o644)
-		},
+		}},
+		// The last one: what it leaves names a culprit of all that would follow.
+		{"renamed", func() error { return os.Rename(own, own+".old") }},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(harm.name, func(t *testing.T) {
 			changes, err := fsnotify.NewWatcher()
 			must(t, err)
 			defer changes.Close()
 			must(t, changes.Add(filepath.Dir(own)))
-			must(t, harm())
+			must(t, harm.do())
 			began := time.Now()
 			for ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second); ; {
 				text, err := os.ReadFile(own)
@@ -153,6 +157,7 @@ func TestA09OwnConfigurationIsPutBack(t *testing.T) {
 	}
 	h.eventAbout(t, "default", h.node, "00-braid.conflist was removed or renamed")
 	h.eventAbout(t, "default", h.node, "00-braid.conflist was changed")
+	h.eventAbout(t, "default", h.node, "Multus renames 00-braid.conflist")
 	p := h.createPod(t, "pod", nil)
 	s := p.newSandbox(t)
 	s.mustAdd(t)
