@@ -305,7 +305,7 @@ runc run braid-probe </dev/null`
 func testDaemons(t *testing.T, g *guest.Guest) {
 	ctx := t.Context()
 	d := guest.Daemon{
-		Name: "echo", Args: []string{"sh", "-c", `echo "start $A" >&2; trap "echo end; exit 4" TERM; sleep 1000 & wait`},
+		Name: "echo", Args: []string{"sh", "-c", `trap "echo end; exit 4" TERM; echo "start $A" >&2; sleep 1000 & wait`},
 		Env: []string{"A=one"}, Restart: true,
 	}
 	if err := g.StartDaemon(ctx, d); err != nil {
