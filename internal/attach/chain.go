@@ -152,7 +152,7 @@ func (c chain) attach(ctx context.Context) (result *current.Result, touched int,
 }
 
 func (m member) attach(ctx context.Context) (result *current.Result, err error) {
-	err = safely(func() (err error) {
+	err = Safely(func() (err error) {
 		result, err = m.driver.Attach(ctx, m.spec)
 		return err
 	})
@@ -196,7 +196,7 @@ func (c chain) detachOne(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	err = safely(func() error { return m.driver.Detach(ctx, m.spec) })
+	err = Safely(func() error { return m.driver.Detach(ctx, m.spec) })
 	if err == nil || !m.foreign || c.record.Complete() {
 		return err
 	}
@@ -247,7 +247,7 @@ func (c chain) check(ctx context.Context) error {
 	for i, p := range c.plugins() {
 		m, err := c.later(i)
 		if err == nil {
-			err = safely(func() error { return m.driver.Check(ctx, m.spec) })
+			err = Safely(func() error { return m.driver.Check(ctx, m.spec) })
 		}
 		if err != nil {
 			return c.explain("check", p, err)
@@ -281,7 +281,8 @@ type PanicError struct {
 // Error says what the driver panicked with. The stack is for the log.
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
 
-func safely(fn func() error) (err error) {
+// Safely runs fn and turns a panic in it into a *PanicError.
+func Safely(fn func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PanicError{Value: v, Stack: debug.Stack()}

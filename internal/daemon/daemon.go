@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"runtime/debug"
 	"time"
 
 	"braid.dev/braid/internal/attach"
@@ -247,7 +246,11 @@ func (d *Daemon) Handle(c *wire.Conn) {
 	ctx, cancel := context.WithTimeoutCause(c.Context(), d.RequestTimeout,
 		fmt.Errorf("the request did not finish within %v: %w", d.RequestTimeout, context.DeadlineExceeded))
 	defer cancel()
-	stdout, err := d.serve(ctx, c)
+	var stdout []byte
+	err := attach.Safely(func() (err error) { // a panic is an error reply, and the other requests go on
+		stdout, err = d.serve(ctx, c)
+		return err
+	})
 	if err != nil && errors.Is(context.Cause(c.Context()), wire.ErrShutdown) {
 		d.logRequest(raw, start, fmt.Errorf("left to the next daemon: %w", err))
 		return // without a reply the shim asks again
@@ -283,13 +286,7 @@ func (d *Daemon) logRequest(r wire.Request, start time.Time, err error) {
 	}
 }
 
-// serve turns a panic into an error reply. The other requests go on.
-func (d *Daemon) serve(ctx context.Context, c *wire.Conn) (stdout []byte, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			stdout, err = nil, &attach.PanicError{Value: v, Stack: debug.Stack()}
-		}
-	}()
+func (d *Daemon) serve(ctx context.Context, c *wire.Conn) ([]byte, error) {
 	r, err := parseRequest(c.Request())
 	if err != nil {
 		return nil, err

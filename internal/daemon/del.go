@@ -47,16 +47,20 @@ func (d *Daemon) takeDown(ctx context.Context, r request) error {
 }
 
 func (d *Daemon) logDeleted(r request, deleted attach.Deleted) {
-	for _, err := range deleted.GaveUp {
-		d.Log.Error("gave up on a plugin that never finished ADD and fails on DEL; it may have left something on the node",
-			"container", r.ContainerID, "err", err)
-	}
+	d.logGaveUp(r.ContainerID, deleted)
 	if deleted.Damaged != nil {
 		d.Log.Error("records of a container cannot be read; its default network is removed by today's configuration, and its addresses are released",
 			"container", r.ContainerID, "err", deleted.Damaged)
 	}
 	if deleted.Kept != nil {
 		d.Log.Error("everything was taken down, but the records stay for now", "container", r.ContainerID, "err", deleted.Kept)
+	}
+}
+
+func (d *Daemon) logGaveUp(containerID string, deleted attach.Deleted) {
+	for _, err := range deleted.GaveUp {
+		d.Log.Error("gave up on a plugin that never finished ADD and fails on DEL; it may have left something on the node",
+			"container", containerID, "err", err)
 	}
 }
 

@@ -225,8 +225,7 @@ func (l *plugLoop) findSandboxes(due []*watched, now time.Time) bool {
 		return true
 	}
 	records, err := l.d.Records.All()
-	var damaged *store.DamagedError
-	if err != nil && !errors.As(err, &damaged) {
+	if err := store.ExceptDamaged(err); err != nil {
 		l.d.Log.Error("running pods are not compared with their annotations", "err", err)
 		for _, w := range due {
 			w.due = now.Add(plugLast)

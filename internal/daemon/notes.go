@@ -77,8 +77,7 @@ func (d *Daemon) serveNote(ctx context.Context, n wire.Note) error {
 func (d *Daemon) reachNoted(ctx context.Context, r *request, n wire.Note) (release func(), err error) {
 	d.mend(ctx, *r)
 	records, err := d.Records.Sandbox(r.ContainerID, r.IfName)
-	var damaged *store.DamagedError
-	if err != nil && !errors.As(err, &damaged) {
+	if err := store.ExceptDamaged(err); err != nil {
 		return nil, err
 	}
 	sb := sandboxOf(r.Request)

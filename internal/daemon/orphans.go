@@ -98,8 +98,7 @@ func vethMarks() (map[string]bool, error) {
 // sandboxes lists those that have records, in the order of the store.
 func (d *Daemon) sandboxes() (list []sandboxState, err error) {
 	records, err := d.Records.All()
-	var damaged *store.DamagedError
-	if err != nil && !errors.As(err, &damaged) {
+	if err := store.ExceptDamaged(err); err != nil {
 		return nil, err
 	}
 	for _, r := range records {
@@ -237,8 +236,7 @@ func (d *Daemon) release(ctx context.Context, o orphan, host driver.Host) error 
 	}
 	defer leave()
 	records, err := d.Records.Sandbox(o.ContainerID, o.IfName)
-	var damaged *store.DamagedError
-	if err != nil && !errors.As(err, &damaged) {
+	if err := store.ExceptDamaged(err); err != nil {
 		return err
 	}
 	if len(records) == 0 || records[0].Sandbox.NSID != o.NSID {

@@ -121,10 +121,7 @@ func (d *Daemon) unplug(ctx context.Context, sb store.Sandbox, c plan.Change, go
 		return slices.ContainsFunc(going, func(g store.Record) bool { return g.Key() == r.Key() })
 	}
 	deleted, err := d.Attacher.Unplug(ctx, sb.ContainerID, sb.IfName, goes, reach)
-	for _, gaveUp := range deleted.GaveUp {
-		d.Log.Error("gave up on a plugin that never finished ADD and fails on DEL; it may have left something on the node",
-			"container", sb.ContainerID, "err", gaveUp)
-	}
+	d.logGaveUp(sb.ContainerID, deleted)
 	left, readErr := d.Records.Sandbox(sb.ContainerID, sb.IfName)
 	if readErr != nil {
 		return nil, errors.Join(err, readErr)
@@ -161,12 +158,7 @@ func (d *Daemon) tell(ctx context.Context, pod plan.Pod, sb store.Sandbox, m mad
 		return err
 	}
 	// What memory has of the annotation may be older than the last change.
-	err = d.Cluster.SetNetworkStatus(ctx, pod, text)
-	if errors.Is(err, ErrAway) {
-		d.late.poke()
-		err = nil
-	}
-	if err != nil {
+	if err := d.setStatus(ctx, pod, text); err != nil {
 		return err
 	}
 	for _, a := range m.removed {

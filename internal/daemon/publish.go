@@ -82,15 +82,15 @@ func (d *Daemon) publish(ctx context.Context, pod plan.Pod, done []attach.Attach
 	if err != nil {
 		return fmt.Errorf("write the network status: %w", err)
 	}
-	return d.writeStatus(ctx, pod, text, len(done))
-}
-
-// writeStatus writes the network status of a pod with so many networks, if it
-// is due, and leaves it to converge when the API server is away.
-func (d *Daemon) writeStatus(ctx context.Context, pod plan.Pod, text string, networks int) error {
-	if !statusIsDue(pod, text, networks) {
+	if !statusIsDue(pod, text, len(done)) {
 		return nil
 	}
+	return d.setStatus(ctx, pod, text)
+}
+
+// setStatus writes the network status of a pod, and leaves it to converge when
+// the API server is away.
+func (d *Daemon) setStatus(ctx context.Context, pod plan.Pod, text string) error {
 	err := d.Cluster.SetNetworkStatus(ctx, pod, text)
 	if errors.Is(err, ErrAway) {
 		d.Log.Warn("the network status is written when the API server is back", "pod", podName(pod), "err", err)
@@ -202,8 +202,7 @@ func (d *Daemon) converge(ctx context.Context, refused refusals) bool {
 		return false // what the pods have now is not known
 	}
 	records, err := d.Records.All()
-	var damaged *store.DamagedError
-	if err != nil && !errors.As(err, &damaged) {
+	if err := store.ExceptDamaged(err); err != nil {
 		d.Log.Error("network statuses are not compared", "err", err)
 		return false
 	}

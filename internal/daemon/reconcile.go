@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -112,7 +111,7 @@ func each[T any](ctx context.Context, d *Daemon, what string, list []T, key func
 			continue
 		}
 		group.Go(func() error {
-			err := safely(func() error { return work(ctx, item) })
+			err := attach.Safely(func() error { return work(ctx, item) })
 			switch {
 			case err == nil:
 				d.pace.done(name)
@@ -339,14 +338,4 @@ func sandboxOf(r wire.Request) store.Sandbox {
 		sb.Pod.Namespace, sb.Pod.Name, sb.Pod.UID = pod.namespace, pod.name, pod.uid
 	}
 	return sb
-}
-
-// safely turns a panic into an error.
-func safely(fn func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = &attach.PanicError{Value: v, Stack: debug.Stack()}
-		}
-	}()
-	return fn()
 }

@@ -28,6 +28,16 @@ func (e *DamagedError) Error() string {
 	return fmt.Sprintf("%d unreadable: %s", len(e.Reasons), strings.Join(e.Reasons, "; "))
 }
 
+// ExceptDamaged is err of a method that returned what it could read: nil when
+// it is about damaged records, for a caller who works with the others.
+func ExceptDamaged(err error) error {
+	var damaged *DamagedError
+	if errors.As(err, &damaged) {
+		return nil
+	}
+	return err
+}
+
 type damagedRecord struct {
 	raw, value []byte
 	key        Key // zero when raw is no key
