@@ -35,15 +35,14 @@ type files interface {
 	Read(path string) ([]byte, error)
 	// Overwrite replaces the content of path, without waiting for the disk.
 	Overwrite(path string, data []byte) error
-	// Stage writes data to a new file in dir. From then on a power failure
-	// takes a link to the file away rather than leave it without content.
+	// Stage writes data to a new file in dir.
 	Stage(dir, prefix string, data []byte) (path string, err error)
 	// Link gives a file a second name. It fails with fs.ErrExist where
 	// somebody has taken the name.
 	Link(oldpath, newpath string) error
 	Remove(path string) error
-	// Sync makes the content of a file durable, or the names in a directory.
-	Sync(path string) error
+	// Sync makes the names in a directory durable.
+	Sync(dir string) error
 	// Lock waits for the exclusive lock on path, which it creates.
 	Lock(ctx context.Context, path string) (unlock func(), err error)
 }
@@ -185,7 +184,8 @@ func (d *directory) read(sets int) (state, error) {
 }
 
 // readRecord reads one address file. One without content is torn: every writer
-// holds the lock until it has written, so whoever made it died before.
+// holds the lock until it has written, so whoever made it died before, or a
+// power failure took the content, and the container too.
 func (d *directory) readRecord(name string) (record, error) {
 	path := filepath.Join(d.path, name)
 	s, err := d.Stat(path)

@@ -65,22 +65,26 @@ func (disk) Read(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxRecord))
 }
 
-func (disk) Overwrite(path string, data []byte) error { return os.WriteFile(path, data, 0o600) }
+// Overwrite does not truncate the file to nothing: ext4 takes that for a file
+// that is replaced, and begins to write it out when it is closed.
+func (disk) Overwrite(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(data, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(data)))
+	}
+	return errors.Join(err, f.Close())
+}
 
-// Stage starts the data on its way to the disk and waits until it is there,
-// without the commit of the file system's journal that makes fsync slow. Linux
-// file systems that order their journal will then not keep a name of the file
-// and lose its content.
 func (disk) Stage(dir, prefix string, data []byte) (string, error) {
 	f, err := os.CreateTemp(dir, prefix+"*") // mode 0600
 	if err != nil {
 		return "", err
 	}
 	_, err = f.Write(data)
-	if err == nil {
-		const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
-		err = os.NewSyscallError("sync_file_range", unix.SyncFileRange(int(f.Fd()), 0, 0, all))
-	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return "", errors.Join(err, os.Remove(f.Name()))
 	}
@@ -93,8 +97,8 @@ func (disk) Remove(path string) error { return os.Remove(path) }
 
 // Sync accepts a file system that cannot sync a directory: there is no way to
 // be more durable on it.
-func (disk) Sync(path string) error {
-	f, err := os.Open(path)
+func (disk) Sync(dir string) error {
+	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

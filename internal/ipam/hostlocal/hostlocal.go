@@ -109,9 +109,10 @@ func (p *plugin) Add(ctx context.Context, r ipam.Request) (*current.Result, erro
 	return res, nil
 }
 
-// reserve writes the record aside, links it under each address, and waits until
-// all of it is durable. So a crash at any moment leaves whole records or none,
-// and waiting for the disk does not happen under the lock.
+// reserve writes the record aside and links it under each address, so that a
+// crash of the process at any moment leaves whole records or none. It does not
+// wait for the disk: a power failure that takes a record takes the container
+// that has the address too.
 func (p *plugin) reserve(ctx context.Context, c config, k key) ([]choice, error) {
 	if err := p.files.MakeDir(c.dir); err != nil {
 		return nil, fmt.Errorf("make directory of the network: %w", err)
@@ -127,22 +128,7 @@ func (p *plugin) reserve(ctx context.Context, c config, k key) ([]choice, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.sync(c.dir, choices); err != nil {
-		return nil, errors.Join(fmt.Errorf("make address records durable: %w", err), p.undo(ctx, c.dir, k))
-	}
 	return choices, nil
-}
-
-// sync waits once for new records, which are one file; for kept ones it may not
-// have happened in the call that made them. Where the file system's journal
-// covers several of these, one wait serves all.
-func (p *plugin) sync(dir string, choices []choice) error {
-	for _, ch := range choices {
-		if err := p.files.Sync(filepath.Join(dir, ch.addr.String())); err != nil {
-			return err
-		}
-	}
-	return p.files.Sync(dir)
 }
 
 // undo releases what k holds, also when the time of the request is up.
@@ -234,8 +220,9 @@ func (p *plugin) release(ctx context.Context, dir string, k key) error {
 		err = errors.Join(d.remove(st.releasable(k)), d.removeNames(d.scratch(k)))
 	}
 	d.leave()
-	// Also when there was nothing to remove: an earlier Del may have been
-	// interrupted at this point, and a power failure would undo what it did.
+	// Who asked forgets the container now. Also when there was nothing to
+	// remove: an earlier Del may have been interrupted at this point, and a power
+	// failure would undo what it did.
 	if syncErr := p.files.Sync(dir); syncErr != nil {
 		err = errors.Join(err, fmt.Errorf("make the release durable: %w", syncErr))
 	}
