@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -90,9 +91,9 @@ func (a *Attacher) Add(ctx context.Context, sb store.Sandbox, p plan.Plan, reach
 	if err := a.Store.Begin(ctx, records); err != nil {
 		err = fmt.Errorf("%w: %w", errNotRecorded, err)
 		// They may be stored nevertheless.
-		return nil, errors.Join(err, a.rollback(ctx, progress{records: records}, reach))
+		return nil, errors.Join(err, a.rollback(ctx, progress{records: records, asked: len(records)}, reach))
 	}
-	pr := progress{records: records}
+	pr := progress{records: records, asked: len(records)}
 	if err := a.attachAll(ctx, &pr, reach); err != nil {
 		return nil, errors.Join(err, a.rollback(ctx, pr, reach))
 	}
@@ -227,6 +228,9 @@ type progress struct {
 	done []Attached
 	// touched is how many plugins of the next one may have left something.
 	touched int
+	// asked is the first record from which on addresses may have been asked for
+	// ahead, len(records) when there is none.
+	asked int
 }
 
 // attachAll attaches one after the other. A result is stored while the next
@@ -239,40 +243,19 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 		key, made := pr.records[i].Key(), store.Made{Result: pr.records[i].Result, DeviceInfo: pr.records[i].DeviceInfo}
 		writes.Go(func() error { return a.Store.Attached(ctx, key, made) })
 	}
-	decide := reach.NS != nil && routesMatter(pr.attachments())
 	var pod *rtnl.Handle
-	if decide {
+	if reach.NS != nil && routesMatter(pr.attachments()) {
 		var err error
 		if pod, err = rtnl.Open(reach.NS); err != nil {
 			return err
 		}
 		defer pod.Close()
 	}
-	var brought [][]rtnl.Route
-	for i := range pr.records {
-		c := chain{a, pr.records[i], reach}
-		result, touched, err := c.attach(ctx)
-		if err == nil {
-			pr.records[i].Result, err = json.Marshal(result)
-		}
-		if err != nil {
-			pr.touched = touched
-			return errors.Join(err, writes.Wait())
-		}
-		pr.done = append(pr.done, c.attached(result))
-		pr.records[i].DeviceInfo = pr.done[i].DeviceInfo
-		if decide {
-			lifted, err := liftDefaults(pod)
-			if err != nil {
-				return errors.Join(fmt.Errorf("attach %s (%s): default routes: %w", c.record.Attachment.IfName, c.record.Attachment.Network, err), writes.Wait())
-			}
-			brought = append(brought, lifted)
-		}
-		if i+1 < len(pr.records) {
-			keep(i)
-		}
+	brought, err := a.makeAll(ctx, pr, reach, pod, keep)
+	if err != nil {
+		return errors.Join(err, writes.Wait())
 	}
-	if decide {
+	if pod != nil {
 		// What is stored already is stored again if it changed: not before.
 		if err := writes.Wait(); err != nil {
 			return err
@@ -288,6 +271,55 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 		reach.Made(pr.done)
 	}
 	return writes.Wait()
+}
+
+// makeAll makes the attachments, and has each result but the last one kept.
+// Where pod is not nil it returns the default routes that each brought, and that
+// are lifted out of the namespace.
+func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle, keep func(i int)) ([][]rtnl.Route, error) {
+	chains, foretold := a.chains(pr.records, reach)
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	brought := make([][]rtnl.Route, len(chains))
+	for i, c := range chains {
+		if i == foretold {
+			pr.asked = i
+			done, brought := slices.Clone(pr.done), slices.Clone(brought[:i])
+			telling.Go(func() { foretell(ctx, chains[i:], done, brought, reach.Foretold) })
+		}
+		result, touched, err := c.attach(ctx)
+		if err == nil {
+			pr.records[i].Result, err = json.Marshal(result)
+		}
+		if err != nil {
+			pr.touched = touched
+			return nil, err
+		}
+		pr.done = append(pr.done, c.attached(result))
+		pr.records[i].DeviceInfo = pr.done[i].DeviceInfo
+		if pod != nil {
+			if brought[i], err = liftDefaults(pod); err != nil {
+				return nil, c.aboutRoutes(err)
+			}
+		}
+		if i+1 < len(chains) {
+			keep(i)
+		}
+	}
+	return brought, nil
+}
+
+// chains are those of the records. From the one with the number foretold on
+// they are ready to tell what they come to.
+func (a *Attacher) chains(records []store.Record, reach Reach) (list []chain, foretold int) {
+	for _, r := range records {
+		list = append(list, a.chain(r, reach))
+	}
+	foretold = len(list)
+	if reach.Foretold != nil && len(list) > 1 {
+		foretold = foreseeable(list)
+	}
+	return list, foretold
 }
 
 func (pr *progress) attachments() []plan.Attachment {
@@ -331,13 +363,16 @@ func (a *Attacher) rollback(ctx context.Context, pr progress, reach Reach) error
 	var gone []store.Key
 	var errs []error
 	for i := len(pr.records) - 1; i >= 0; i-- {
-		c := chain{a, pr.records[i], reach}
+		c := a.chain(pr.records[i], reach)
 		plugins := 0
 		switch {
 		case i < len(pr.done):
 			plugins = len(c.plugins())
 		case i == len(pr.done):
 			plugins = pr.touched
+		}
+		if i >= pr.asked {
+			plugins = max(plugins, 1)
 		}
 		if err := c.detach(ctx, plugins); err != nil {
 			errs = append(errs, fmt.Errorf("roll back: %w", err), a.noteFailure(ctx, pr.records[i], err))
@@ -436,7 +471,7 @@ func (a *Attacher) takeDown(ctx context.Context, records []store.Record, d *Dele
 	for _, r := range slices.Backward(records) {
 		err := a.delOne(ctx, r, reach)
 		if onlyStubborn(err) && r.FailedDels > 0 {
-			d.GaveUp, err = append(d.GaveUp, err), chain{a, r, reach}.removeInfo()
+			d.GaveUp, err = append(d.GaveUp, err), a.chain(r, reach).removeInfo()
 		}
 		if err != nil {
 			errs = append(errs, err, a.noteFailure(ctx, r, err))
@@ -461,7 +496,7 @@ func (a *Attacher) Sweep(ctx context.Context, containerID string) error {
 }
 
 func (a *Attacher) delOne(ctx context.Context, r store.Record, reach Reach) error {
-	c := chain{a, r, reach.forRecord(r)}
+	c := a.chain(r, reach.forRecord(r))
 	return c.detach(ctx, len(c.plugins()))
 }
 
@@ -501,7 +536,7 @@ func (a *Attacher) Check(ctx context.Context, containerID, ifName string, reach 
 		if Unfinished(r) {
 			continue // the daemon is at it; the pod does not count on it
 		}
-		if err := (chain{a, r, reach}).check(ctx); err != nil {
+		if err := a.chain(r, reach).check(ctx); err != nil {
 			return err
 		}
 	}
@@ -526,7 +561,7 @@ func (a *Attacher) Status(ctx context.Context, n plan.Network, reach Reach) erro
 		return nil
 	}
 	at := plan.Attachment{Network: n.Name, Config: n}
-	c := chain{a, store.Record{Attachment: at}, reach}
+	c := a.chain(store.Record{Attachment: at}, reach)
 	for _, p := range n.Plugins {
 		if _, ok := a.Drivers[p.Type]; ok {
 			continue

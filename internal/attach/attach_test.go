@@ -378,10 +378,11 @@ func TestCheckNamesTheFirstDifference(t *testing.T) {
 // ADD, and then a DEL, makes to the kernel or to the disk.
 func TestPowerCutAtEveryStep(t *testing.T) {
 	plans := map[string]plan.Plan{
-		"plain":  planOf(network("eth0", "one+")),
-		"mixed":  planOf(network("eth0", "one+", "foreign"), network("net1", "two+"), network("net2", "foreign", "one+")),
-		"broken": planOf(network("eth0", "one+"), network("net1", "two", "fails")),
-		"device": planOf(network("eth0", "one"), papers{}.of("c", network("net1", "two", "foreign"))),
+		"plain":    planOf(network("eth0", "one+")),
+		"mixed":    planOf(network("eth0", "one+", "foreign"), network("net1", "two+"), network("net2", "foreign", "one+")),
+		"broken":   planOf(network("eth0", "one+"), network("net1", "two", "fails")),
+		"foreseen": planOf(network("eth0", "foreign"), network("net1", "sees+"), network("net2", "sees+")),
+		"device":   planOf(network("eth0", "one"), papers{}.of("c", network("net1", "two", "foreign"))),
 	}
 	for name, p := range plans {
 		t.Run(name, func(t *testing.T) {
@@ -389,7 +390,9 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 			m.broken["attach c/net1/fails"] = errors.New("broken as designed")
 			for n := 0; ; n++ {
 				m.powerCutAfter(n)
-				_, err := m.Add(t.Context(), sandbox("c"), p, m.reach())
+				reach := m.reach()
+				reach.Foretold = func([]Attached) {}
+				_, err := m.Add(t.Context(), sandbox("c"), p, reach)
 				cut := errors.Is(err, errPower)
 				m.boot(t)
 				afterPower(t, m, p, n, name == "broken")
@@ -455,7 +458,7 @@ func TestNothingIsLeftAfterAnyHistory(t *testing.T) {
 		defer os.RemoveAll(dir)
 		m := newMachine(t, dir)
 		defer m.store.Close()
-		kinds := rapid.SampledFrom([]string{"one", "one+", "two", "two+", "foreign"})
+		kinds := rapid.SampledFrom([]string{"one", "one+", "two", "two+", "sees", "sees+", "foreign"})
 		ids := rapid.SampledFrom([]string{"c", "d"})
 		for range rapid.IntRange(1, 8).Draw(rt, "requests") {
 			id := ids.Draw(rt, "container")
@@ -475,7 +478,9 @@ func TestNothingIsLeftAfterAnyHistory(t *testing.T) {
 				for i := range rapid.IntRange(1, 3).Draw(rt, "networks") {
 					p.Attachments = append(p.Attachments, draw(fmt.Sprintf("net%d", i)))
 				}
-				_, _ = m.Add(context.Background(), sandbox(id), p, m.reach())
+				reach := m.reach()
+				reach.Foretold = func([]Attached) {}
+				_, _ = m.Add(context.Background(), sandbox(id), p, reach)
 			case "del":
 				_, _ = m.Del(context.Background(), id, "eth0", m.reach())
 			case "plug":

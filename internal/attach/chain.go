@@ -33,6 +33,11 @@ type Reach struct {
 	// answers with stored results does not call it, and one that did may still
 	// fail.
 	Made func([]Attached)
+	// Foretold, if not nil, is told what Add will come to before all of it is
+	// made, where that can be known and there is more than one attachment. It
+	// must not wait. Add may still fail, or come to something else: then Made is
+	// told of that. It is called at most once, before Made.
+	Foretold func([]Attached)
 }
 
 // chain is the plugins of one attachment, ready to be called.
@@ -40,6 +45,8 @@ type chain struct {
 	attacher *Attacher
 	record   store.Record
 	reach    Reach
+	// first is the first plugin where it is ready already.
+	first *member
 }
 
 // member is one plugin of the chain with what it is called with.
@@ -48,6 +55,10 @@ type member struct {
 	driver  driver.Driver
 	foreign bool
 	spec    driver.Spec
+}
+
+func (a *Attacher) chain(r store.Record, reach Reach) chain {
+	return chain{attacher: a, record: r, reach: reach}
 }
 
 func (c chain) plugins() []plan.Plugin { return c.record.Attachment.Config.Plugins }
@@ -135,7 +146,7 @@ func (c chain) attach(ctx context.Context) (result *current.Result, touched int,
 		if err := ctx.Err(); err != nil {
 			return nil, i, c.explain("attach", p, context.Cause(ctx))
 		}
-		m, err := c.member(i, result, result)
+		m, err := c.next(i, result)
 		if err != nil {
 			return nil, i, c.explain("attach", p, err)
 		}
@@ -149,6 +160,14 @@ func (c chain) attach(ctx context.Context) (result *current.Result, touched int,
 		result = next
 	}
 	return result, len(c.plugins()), nil
+}
+
+// next is the i-th plugin of ADD.
+func (c chain) next(i int, prev *current.Result) (member, error) {
+	if i == 0 && c.first != nil {
+		return *c.first, nil
+	}
+	return c.member(i, prev, prev)
 }
 
 func (m member) attach(ctx context.Context) (result *current.Result, err error) {

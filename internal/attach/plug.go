@@ -36,7 +36,7 @@ func (a *Attacher) Plug(ctx context.Context, containerID, ifName string, at plan
 		return Attached{}, err
 	}
 	last := records[len(records)-1]
-	pr := progress{records: []store.Record{{Sandbox: last.Sandbox, Index: last.Index + 1, Attachment: at, Plugged: true}}}
+	pr := progress{records: []store.Record{{Sandbox: last.Sandbox, Index: last.Index + 1, Attachment: at, Plugged: true}}, asked: 1}
 	err = a.Store.Begin(ctx, pr.records)
 	if err == nil {
 		err = a.plug(ctx, &pr, reach)
@@ -52,7 +52,7 @@ func (a *Attacher) Plug(ctx context.Context, containerID, ifName string, at plan
 
 // plug attaches the one attachment of pr and stores its result.
 func (a *Attacher) plug(ctx context.Context, pr *progress, reach Reach) error {
-	c := chain{a, pr.records[0], reach}
+	c := a.chain(pr.records[0], reach)
 	before, err := defaultsIn(reach.NS)
 	if err != nil {
 		return c.aboutRoutes(err)

@@ -201,14 +201,23 @@ func withoutDefault(r *current.Result, is6 bool) *current.Result {
 		if route == nil {
 			continue
 		}
-		inMain := route.Table == nil || *route.Table == rtnl.MainTable || *route.Table == 0
-		if ones, bits := route.Dst.Mask.Size(); ones == 0 && bits > 0 && inMain && (route.Dst.IP.To4() == nil) == is6 {
-			continue
+		if !isDefault(route) || isIPv6(route) != is6 {
+			out.Routes = append(out.Routes, route)
 		}
-		out.Routes = append(out.Routes, route)
 	}
 	return &out
 }
+
+// isDefault tells whether a result's route is a default one in the main table.
+func isDefault(r *types.Route) bool {
+	if r == nil {
+		return false
+	}
+	ones, bits := r.Dst.Mask.Size()
+	return ones == 0 && bits > 0 && (r.Table == nil || *r.Table == rtnl.MainTable || *r.Table == 0)
+}
+
+func isIPv6(r *types.Route) bool { return r.Dst.IP.To4() == nil }
 
 // onLink tells whether a gateway is reached directly: it is in a subnet of the
 // interface, or a route without a gateway leads to it. (A route that names none

@@ -164,6 +164,22 @@ func (n native) Check(_ context.Context, s driver.Spec) error {
 	return nil
 }
 
+// foresees is a driver that knows what it will come to.
+type foresees struct{ native }
+
+func (f foresees) Foretell(ctx context.Context, s driver.Spec) (*current.Result, error) {
+	result := &current.Result{CNIVersion: "1.1.0"}
+	if s.IPAM != nil {
+		addresses, err := s.IPAM.Add(ctx)
+		if err != nil {
+			return nil, err
+		}
+		result.IPs = addresses.IPs
+	}
+	result.Interfaces = []*current.Interface{{Name: s.IfName, Sandbox: s.NetNSPath}}
+	return result, nil
+}
+
 // panics panics in the middle of its work.
 type panics struct{ native }
 
@@ -308,7 +324,7 @@ func (m *machine) boot(t testing.TB) {
 	}
 	n := native{m.world}
 	m.Attacher = &Attacher{
-		Drivers: map[string]driver.Driver{"one": n, "two": n, "fails": n, "panics": panics{n}},
+		Drivers: map[string]driver.Driver{"one": n, "two": n, "fails": n, "panics": panics{n}, "sees": foresees{n}},
 		IPAM:    map[string]ipam.Plugin{"addresses": addresses{m.world}},
 		Store:   disk{m.store, m.world},
 		BinDirs: []string{"/opt/cni/bin"},

@@ -25,10 +25,11 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 		return nil, err
 	}
 	tell := teller{daemon: d, pod: pod}
-	r.reach.Made = func(done []attach.Attached) { tell.begin(ctx, done) }
+	r.reach.Foretold = func(done []attach.Attached) { tell.begin(ctx, done) }
+	r.reach.Made = r.reach.Foretold
 	done, err := d.attach(ctx, r, pod)
 	if err != nil {
-		tell.abandon()
+		tell.abandon(ctx)
 		d.forgetDevices(pod)
 		d.reportFailure(ctx, pod, err)
 		return nil, err
@@ -38,7 +39,7 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 	if err == nil {
 		err = tell.end(ctx, done)
 	} else {
-		tell.abandon()
+		tell.abandon(ctx)
 	}
 	if err != nil {
 		err = errors.Join(err, d.Attacher.Undo(ctx, r.ContainerID, r.IfName, r.reach))

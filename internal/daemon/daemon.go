@@ -57,8 +57,9 @@ type Cluster interface {
 	// Definition returns ok false when there is no such definition, and an
 	// error when that could not be found out.
 	Definition(ctx context.Context, namespace, name string) (d plan.Definition, ok bool, err error)
-	// SetNetworkStatus writes the annotation, trying again until ctx ends when
-	// that may help. The error is ErrAway, soon, or ErrGone.
+	// SetNetworkStatus writes the annotation, or removes it when the text is
+	// empty, trying again until ctx ends when that may help. The error is
+	// ErrAway, soon, or ErrGone.
 	SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error
 	// Added, Removed and Failed record events and do not wait for them.
 	Added(pod plan.Pod, message string)

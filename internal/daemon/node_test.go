@@ -321,7 +321,9 @@ type cluster struct {
 	// succeeded.
 	tries   int
 	written []string
-	lives   map[string]Life
+	// wrote, if not nil, is called after each of those.
+	wrote func()
+	lives map[string]Life
 	// writing, if not nil, makes a write of a status wait for the end of its
 	// request, and is closed when one does.
 	writing chan struct{}
@@ -397,6 +399,9 @@ func (c *cluster) SetNetworkStatus(ctx context.Context, pod plan.Pod, text strin
 	if c.statusErr == nil {
 		c.statuses[pod.Namespace+"/"+pod.Name] = text
 		c.written = append(c.written, pod.Namespace+"/"+pod.Name)
+		if c.wrote != nil {
+			c.wrote()
+		}
 	}
 	return c.statusErr
 }
@@ -478,6 +483,11 @@ func (k *kernel) Attach(ctx context.Context, s driver.Spec) (*current.Result, er
 	if broken != nil {
 		return undo(broken)
 	}
+	return kernelResult(s)
+}
+
+// kernelResult is what a kernel returns.
+func kernelResult(s driver.Spec) (*current.Result, error) {
 	result := &current.Result{CNIVersion: "1.1.0"}
 	err := json.Unmarshal([]byte(`{"cniVersion":"1.1.0","ips":[{"address":"10.1.0.7/24","interface":0}]}`), result)
 	// No Sandbox: the link is in no real namespace.

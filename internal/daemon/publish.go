@@ -16,42 +16,80 @@ import (
 	"braid.dev/braid/internal/store"
 )
 
-// teller tells the cluster what a pod got, from the moment when that is known:
-// the API server works while the disk does.
+// teller tells the cluster what a pod gets, as early as that is known: the API
+// server works while the kernel and the disk do.
 type teller struct {
 	daemon *Daemon
 	pod    plan.Pod
-	// written receives the outcome of what begin began, nil before it did.
-	written chan error
-	cancel  context.CancelFunc
+	// latest is the write that counts, nil before there is one.
+	latest *writing
 }
 
-// begin writes the network status in the background.
+// writing is one write of a network status.
+type writing struct {
+	text   string
+	cancel context.CancelFunc
+	done   chan struct{} // closed: err is the outcome
+	err    error
+	sent   bool // it, or the one before it
+}
+
+// begin writes the network status in the background, unless it is being written
+// or was. It replaces an earlier one, and comes after it: of two requests under
+// way the API server may serve the second first.
 func (t *teller) begin(ctx context.Context, done []attach.Attached) {
-	ctx, t.cancel = context.WithCancel(ctx)
-	t.written = make(chan error, 1)
-	go func() { t.written <- t.daemon.publish(ctx, t.pod, done) }()
+	text, err := status.Text(outcomesOf(done))
+	before := t.latest
+	if before != nil && before.text == text {
+		return
+	}
+	w := &writing{text: text, done: make(chan struct{}), err: err}
+	ctx, w.cancel = context.WithCancel(ctx)
+	t.latest = w
+	go func() {
+		defer close(w.done)
+		defer w.cancel()
+		if before != nil {
+			<-before.done
+			w.sent = before.sent
+		}
+		if w.err == nil && (w.sent || statusIsDue(t.pod, text, len(done))) {
+			w.sent = true
+			w.err = t.daemon.setStatus(ctx, t.pod, text)
+		}
+	}()
 }
 
-// abandon is the end of an ADD that failed. What was written meanwhile is
-// replaced by the pod's next ADD.
-func (t *teller) abandon() {
-	if t.written != nil {
-		t.cancel()
-		<-t.written
+// abandon is the end of an ADD that failed: the pod has what it had before, and
+// its status says so again. When that cannot be written, the pod's next ADD
+// replaces it.
+func (t *teller) abandon(ctx context.Context) {
+	if t.latest == nil {
+		return
+	}
+	t.latest.cancel()
+	<-t.latest.done
+	if !t.latest.sent || t.daemon.Cluster == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawLimit)
+	defer cancel()
+	if err := t.daemon.Cluster.SetNetworkStatus(ctx, t.pod, t.pod.Annotations[status.Annotation]); err != nil {
+		t.daemon.Log.Warn("the network status of an ADD that failed stays until the next one", "pod", podName(t.pod), "err", err)
 	}
 }
+
+// withdrawLimit bounds what a failed ADD waits for its status to be withdrawn.
+const withdrawLimit = 5 * time.Second
 
 // end waits until the status is written, writes it if begin did not, and tells
 // the events.
 func (t *teller) end(ctx context.Context, done []attach.Attached) error {
-	if t.written == nil {
-		t.begin(ctx, done)
-	}
-	defer t.cancel()
-	if err := <-t.written; err != nil {
+	t.begin(ctx, done)
+	<-t.latest.done
+	if err := t.latest.err; err != nil {
 		// A pod must not run with networks that it cannot learn of.
-		return tryLater(err)
+		return tryLater(fmt.Errorf("write the network status: %w", err))
 	}
 	if t.daemon.Cluster == nil || len(done) < 2 {
 		return nil
@@ -70,27 +108,13 @@ func outcomesOf(done []attach.Attached) []status.Outcome {
 	return outcomes
 }
 
-// publish writes what the pod got into its annotation. A pod with nothing but
-// the default network costs no API request. While the API server is away the
+// setStatus writes the network status of a pod. While the API server is away the
 // pod is not kept waiting: the records know what is to be written, and converge
 // does.
-func (d *Daemon) publish(ctx context.Context, pod plan.Pod, done []attach.Attached) error {
+func (d *Daemon) setStatus(ctx context.Context, pod plan.Pod, text string) error {
 	if d.Cluster == nil {
 		return nil
 	}
-	text, err := status.Text(outcomesOf(done))
-	if err != nil {
-		return fmt.Errorf("write the network status: %w", err)
-	}
-	if !statusIsDue(pod, text, len(done)) {
-		return nil
-	}
-	return d.setStatus(ctx, pod, text)
-}
-
-// setStatus writes the network status of a pod, and leaves it to converge when
-// the API server is away.
-func (d *Daemon) setStatus(ctx context.Context, pod plan.Pod, text string) error {
 	err := d.Cluster.SetNetworkStatus(ctx, pod, text)
 	if errors.Is(err, ErrAway) {
 		d.Log.Warn("the network status is written when the API server is back", "pod", podName(pod), "err", err)
@@ -101,7 +125,8 @@ func (d *Daemon) setStatus(ctx context.Context, pod plan.Pod, text string) error
 }
 
 // statusIsDue reports whether the annotation that the pod has is to be replaced.
-// A pod with the default network alone needs none, but what is there is true.
+// A pod with the default network alone needs none, and costs no API request, but
+// what is there is true.
 func statusIsDue(pod plan.Pod, text string, networks int) bool {
 	is, has := pod.Annotations[status.Annotation]
 	return is != text && (networks > 1 || has)

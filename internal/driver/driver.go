@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 
@@ -37,6 +38,9 @@ type Spec struct {
 	// Detach and Check it is the attachment's final result; on Detach it is
 	// nil when Attach never finished.
 	Prev *current.Result
+	// MAC is for the container's interface when Conf asks for none and the kernel
+	// would choose one. Nil lets it.
+	MAC net.HardwareAddr
 	// IPAM is the address delegate that Conf names, nil when it names none.
 	IPAM IPAM
 	// Host runs programs where the runtime would. It is nil when nobody is

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -119,6 +120,41 @@ func (d *Stacked) Attach(ctx context.Context, s Spec) (*current.Result, error) {
 	return res, nil
 }
 
+// Foretell implements Foreteller. The link has the MAC that it is given, or
+// that of its parent.
+func (d *Stacked) Foretell(ctx context.Context, s Spec) (*current.Result, error) {
+	want, err := d.Parse(s)
+	if err != nil {
+		return nil, err
+	}
+	mac := want.Link.MAC
+	if mac == nil {
+		if mac, err = d.parentMAC(want); err != nil {
+			return nil, err
+		}
+	}
+	res, got := want.result(s, mac), want.Given
+	if want.IPAM != "" {
+		if got, err = s.IPAM.Add(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if got == nil {
+		return res, nil
+	}
+	return res, want.take(res, got)
+}
+
+func (d *Stacked) parentMAC(want Stack) (net.HardwareAddr, error) {
+	if want.InContainer {
+		return nil, ErrUnforeseen // it may be one that is still to be made
+	}
+	a := &stacking{Stacked: d, Stack: want}
+	defer a.close()
+	l, err := a.parent()
+	return l.MAC, err
+}
+
 // Detach implements Driver.
 func (d *Stacked) Detach(ctx context.Context, s Spec) error {
 	want, err := d.Parse(s)
@@ -205,15 +241,17 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	res := &current.Result{
-		CNIVersion: current.ImplementedSpecVersion,
-		Interfaces: []*current.Interface{{Name: a.spec.IfName, Mac: l.MAC.String(), Sandbox: a.spec.NetNSPath}},
-		DNS:        a.DNS,
-	}
+	res := a.result(a.spec, l.MAC)
 	if a.IPAM == "" && a.Given == nil {
 		return res, a.pod.SetUp(l.Index)
 	}
-	if err := a.addresses(asked, res); err != nil {
+	got := a.Given
+	if asked != nil {
+		if got, err = asked.Result(); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.take(res, got); err != nil {
 		return nil, err
 	}
 	iface := a.iface()
@@ -221,17 +259,19 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 	return res, iface.Configure(ctx, res)
 }
 
-// addresses adds those that were asked for, or given, to res.
-func (a *stacking) addresses(asked *Asked, res *current.Result) error {
-	got := a.Given
-	if asked != nil {
-		var err error
-		if got, err = asked.Result(); err != nil {
-			return err
-		}
+// result has the link of an attachment.
+func (st Stack) result(s Spec, mac net.HardwareAddr) *current.Result {
+	return &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{{Name: s.IfName, Mac: mac.String(), Sandbox: s.NetNSPath}},
+		DNS:        st.DNS,
 	}
+}
+
+// take adds addresses to res that were asked for, or given.
+func (st Stack) take(res, got *current.Result) error {
 	if len(got.IPs) == 0 {
-		return Invalid("ipam type %s returned no address", a.IPAM)
+		return Invalid("ipam type %s returned no address", st.IPAM)
 	}
 	for _, ip := range got.IPs {
 		own := *ip

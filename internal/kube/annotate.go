@@ -26,8 +26,8 @@ const (
 	maxRefusals = 6
 )
 
-// SetNetworkStatus writes the network-status annotation of exactly this pod: a
-// pod of the same name and another UID is never touched. It tries again until
+// SetNetworkStatus writes the network-status annotation of exactly this pod, or
+// removes it when text is empty: a pod of the same name and another UID is never touched. It tries again until
 // ctx ends when trying may help. The error is ErrNotFound when the pod is gone,
 // and ErrAway, within a few seconds, when the API cannot be asked; with that
 // one the annotation may have been written.
@@ -89,10 +89,14 @@ func (p *Pods) inAPI(pod plan.Pod) (plan.Pod, error) {
 	return mirror, nil
 }
 
-// annotationPatch is a merge patch of one annotation. The UID makes the API
+// annotationPatch is a merge patch of one annotation, which an empty text removes. The UID makes the API
 // server refuse it for any other pod.
 func annotationPatch(uid, annotation, text string) ([]byte, error) {
-	metadata := map[string]any{"annotations": map[string]string{annotation: text}}
+	var value any // null removes it (RFC 7386)
+	if text != "" {
+		value = text
+	}
+	metadata := map[string]any{"annotations": map[string]any{annotation: value}}
 	if uid != "" {
 		metadata["uid"] = uid
 	}

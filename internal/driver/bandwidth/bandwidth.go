@@ -66,6 +66,11 @@ func (b *bandwidth) Attach(ctx context.Context, s driver.Spec) (*current.Result,
 	return res, nil
 }
 
+// Foretell implements driver.Foreteller.
+func (*bandwidth) Foretell(_ context.Context, s driver.Spec) (*current.Result, error) {
+	return driver.ForetellPrev(s)
+}
+
 // Detach implements driver.Driver.
 func (b *bandwidth) Detach(_ context.Context, s driver.Spec) error {
 	c, err := parse(s)

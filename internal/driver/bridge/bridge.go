@@ -10,6 +10,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -151,14 +153,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	res := &current.Result{
-		CNIVersion: current.ImplementedSpecVersion,
-		Interfaces: []*current.Interface{
-			{Name: br.Name},
-			{Name: host.Name},
-			{Name: a.spec.IfName, Mac: pod.MAC.String(), Sandbox: a.spec.NetNSPath},
-		},
-	}
+	res := a.result(a.spec, host.Name, pod.MAC)
 	switch {
 	case a.layer3():
 		err = a.addresses(ctx, br, pod, asked, res)
@@ -174,10 +169,58 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err := a.finalMACs(res, br.Index, host); err != nil {
 		return nil, err
 	}
-	if a.DNS.Nameservers != nil || a.DNS.Search != nil || a.DNS.Options != nil || a.DNS.Domain != "" {
-		res.DNS = a.DNS
-	}
+	a.overrideDNS(res)
 	return res, nil
+}
+
+// Foretell implements driver.Foreteller.
+func (b *bridge) Foretell(ctx context.Context, s driver.Spec) (*current.Result, error) {
+	c, err := parse(s)
+	if err != nil {
+		return nil, err
+	}
+	if c.mac == nil {
+		return nil, driver.ErrUnforeseen
+	}
+	res := c.result(s, "", c.mac)
+	if c.layer3() {
+		got, err := s.IPAM.Add(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := c.take(res, got); err != nil {
+			return nil, err
+		}
+	}
+	c.overrideDNS(res)
+	return res, nil
+}
+
+// result has the links of an attachment, without the MACs of the node's.
+func (c conf) result(s driver.Spec, host string, mac net.HardwareAddr) *current.Result {
+	return &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{
+			{Name: c.Bridge},
+			{Name: host},
+			{Name: s.IfName, Mac: mac.String(), Sandbox: s.NetNSPath},
+		},
+	}
+}
+
+// take adds to res what the delegate gave, completed by gateways.
+func (c conf) take(res, got *current.Result) ([]netip.Prefix, error) {
+	res.IPs, res.Routes, res.DNS = got.IPs, got.Routes, got.DNS
+	if len(res.IPs) == 0 {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("ipam type %s returned no address", c.IPAM.Type), "")
+	}
+	return gateways(c, res)
+}
+
+func (c conf) overrideDNS(res *current.Result) {
+	if c.DNS.Nameservers != nil || c.DNS.Search != nil || c.DNS.Options != nil || c.DNS.Domain != "" {
+		res.DNS = c.DNS
+	}
 }
 
 // addresses puts the addresses that were asked for, with all that depends on
@@ -187,11 +230,7 @@ func (a *attachment) addresses(ctx context.Context, br, pod rtnl.Link, asked *dr
 	if err != nil {
 		return err
 	}
-	res.IPs, res.Routes, res.DNS = got.IPs, got.Routes, got.DNS
-	if len(res.IPs) == 0 {
-		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("ipam type %s returned no address", a.IPAM.Type), "")
-	}
-	gateways, err := gateways(a.conf, res)
+	gateways, err := a.take(res, got)
 	if err != nil {
 		return err
 	}

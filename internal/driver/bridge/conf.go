@@ -71,7 +71,9 @@ func parse(s driver.Spec) (conf, error) {
 	if err != nil {
 		return c, err
 	}
-	c.mac = mac
+	if c.mac = mac; c.mac == nil {
+		c.mac = s.MAC
+	}
 	c.Gateway = c.Gateway || c.DefaultGateway
 	c.filtersVLANs = c.VLAN != 0 || c.Trunk != nil
 	if c.trunk, err = trunkRanges(c.Trunk, c.VLAN); err == nil {

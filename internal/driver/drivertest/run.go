@@ -53,6 +53,7 @@ var cases = []struct {
 	run  func(*testing.T, Subject)
 }{
 	{"AttachCheckDetach", false, attachCheckDetach},
+	{"WhatIsForetoldComesTrue", false, foretold},
 	{"RepeatedAttach", false, repeatedAttach},
 	{"DetachOfNothing", false, detachOfNothing},
 	{"DetachTwice", false, detachTwice},

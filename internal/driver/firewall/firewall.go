@@ -75,6 +75,11 @@ func (f *firewall) Attach(ctx context.Context, s driver.Spec) (*current.Result, 
 	return s.Prev, nil
 }
 
+// Foretell implements driver.Foreteller.
+func (*firewall) Foretell(_ context.Context, s driver.Spec) (*current.Result, error) {
+	return driver.ForetellPrev(s)
+}
+
 // Detach implements driver.Driver.
 func (f *firewall) Detach(ctx context.Context, s driver.Spec) error {
 	c, err := decode(s)

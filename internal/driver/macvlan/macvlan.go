@@ -50,9 +50,13 @@ func parse(s driver.Spec) (driver.Stack, error) {
 	}
 	st.WithinParentMTU = true
 	st.Link.Mode, st.Link.BroadcastQueue = c.Mode, c.BroadcastQueue
-	if st.Link.MAC, err = driver.RequestedMAC(s.Conf, s.Args); err != nil || st.Link.MAC != nil || c.MAC == "" {
-		return st, err
+	st.Link.MAC, err = driver.RequestedMAC(s.Conf, s.Args)
+	switch {
+	case err != nil || st.Link.MAC != nil:
+	case c.MAC != "":
+		st.Link.MAC, err = driver.ParseMAC(c.MAC)
+	case c.Mode != "passthru": // which has its master's
+		st.Link.MAC = s.MAC
 	}
-	st.Link.MAC, err = driver.ParseMAC(c.MAC)
 	return st, err
 }

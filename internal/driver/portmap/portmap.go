@@ -80,6 +80,11 @@ func (p *portmap) Attach(ctx context.Context, s driver.Spec) (*current.Result, e
 	return s.Prev, nil
 }
 
+// Foretell implements driver.Foreteller.
+func (*portmap) Foretell(_ context.Context, s driver.Spec) (*current.Result, error) {
+	return driver.ForetellPrev(s)
+}
+
 // Detach implements driver.Driver.
 func (p *portmap) Detach(ctx context.Context, s driver.Spec) error {
 	c, err := decode(s)

@@ -147,7 +147,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err := a.forward(hops); err != nil {
 		return nil, err
 	}
-	host, pod, err := a.veth().Make(rtnl.Veth{New: rtnl.New{MTU: a.MTU}, Peer: rtnl.New{MTU: a.MTU}})
+	host, pod, err := a.veth().Make(rtnl.Veth{New: rtnl.New{MTU: a.MTU}, Peer: rtnl.New{MTU: a.MTU, MAC: a.spec.MAC}})
 	if err != nil {
 		return nil, err
 	}
@@ -167,10 +167,37 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err := a.masquerade(ctx, res); err != nil {
 		return nil, err
 	}
-	if d := a.DNS; d.Nameservers != nil || d.Search != nil || d.Options != nil || d.Domain != "" {
+	a.overrideDNS(res)
+	return res, nil
+}
+
+// Foretell implements driver.Foreteller.
+func (ptp) Foretell(ctx context.Context, s driver.Spec) (*current.Result, error) {
+	c, err := parse(s)
+	if err != nil {
+		return nil, err
+	}
+	if s.MAC == nil {
+		return nil, driver.ErrUnforeseen
+	}
+	res := &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{{}, {Name: s.IfName, Mac: s.MAC.String(), Sandbox: s.NetNSPath}},
+	}
+	if err := s.Addresses(ctx, res, containerIndex); err != nil {
+		return nil, err
+	}
+	if _, err := hops(res); err != nil {
+		return nil, err
+	}
+	c.overrideDNS(res)
+	return res, nil
+}
+
+func (c conf) overrideDNS(res *current.Result) {
+	if d := c.DNS; d.Nameservers != nil || d.Search != nil || d.Options != nil || d.Domain != "" {
 		res.DNS = d
 	}
-	return res, nil
 }
 
 // forward makes the node forward the families that the container has.
