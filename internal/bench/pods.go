@@ -88,6 +88,7 @@ func (p pods) goals(out io.Writer) error {
 	atMost("default network only: above the plugins called directly", "ms", defaultAbove, base-p["direct/ADD/1"]["p50-ms"])
 	one, four := p["native1/ADD/1"]["p50-ms"], p["native4/ADD/1"]["p50-ms"]
 	atMost("first native network more, with the pod's network status", "ms", eachNative, one-base)
+	fmt.Fprintf(w, "the API server alone: one write of a pod's network status\t%.2f ms\t\n", p["api/status/1"]["p50-ms"])
 	atMost("each further native network", "ms", eachNative, (four-one)/3)
 	share := p["native1/ADD/16"]["pods/s"] / p["direct/ADD/16"]["pods/s"]
 	fmt.Fprintf(w, "16 parallel, one network more: at least %g of the directly called one's pods/s\t%s%.2f\t\n", withOneMore, missed(share < withOneMore), share)

@@ -61,6 +61,7 @@ func BenchmarkPods(b *testing.B) {
 	if *only != "" {
 		return
 	}
+	w.reportStatusWrite(b)
 	w.reportShim(b)
 	w.reportDaemon(b)
 }
@@ -378,6 +379,24 @@ func (r *runtimeSide) batch(b *testing.B, verb string, confs []*libcni.RuntimeCo
 		b.Fatal(err)
 	}
 	return each, float64(len(confs)) / time.Since(start).Seconds()
+}
+
+// reportStatusWrite measures what the API server takes for a pod's network
+// status when nothing else is done: whoever waits for it waits that long.
+func (w *world) reportStatusWrite(b *testing.B) {
+	name := podName(w.sides[len(w.sides)-1], 0)
+	var s sample
+	for i := range 200 {
+		start := time.Now()
+		err := w.api.patch(b.Context(), "/api/v1/namespaces/default/pods/"+name+"/status",
+			object{"metadata": object{"annotations": object{"k8s.v1.cni.cncf.io/network-status": fmt.Sprintf("[%d]", i)}}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.each = append(s.each, time.Since(start))
+		s.rates = append(s.rates, 1/time.Since(start).Seconds())
+	}
+	s.report(b, "api/status/1")
 }
 
 // reportShim measures what each start of the shim costs.

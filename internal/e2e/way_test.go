@@ -143,7 +143,9 @@ func (w *way) pass(from, to net.Conn) {
 	sender.Go(func() {
 		defer to.Close()
 		for p := range parcels {
-			<-time.After(time.Until(p.due)) // the time on the way
+			if onTheWay := time.Until(p.due); onTheWay > 0 {
+				<-time.After(onTheWay)
+			}
 			if _, err := to.Write(p.data); err != nil && !errors.Is(err, io.EOF) {
 				from.Close()
 			}
