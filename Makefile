@@ -53,8 +53,7 @@ lint: ## gofmt, vet and staticcheck
 # Two tiers at a time: guests and clusters wait for each other's kernels and
 # programs while unit tests compute and inputs are generated.
 test: test-deps lint build ## everything that CI runs
-	$(MAKE) -j 2 test-unit test-guest
-	$(MAKE) -j 2 test-cluster test-fuzz
+	$(MAKE) -j 2 test-unit test-guest test-cluster test-fuzz
 
 # As root, the tests that use the machine's own kernel run too. The comparison
 # with the reference plugins runs drivers whose own tests look for races.
@@ -64,10 +63,17 @@ test-unit: test-deps ## unit tests and tests in network namespaces of this machi
 	BRAID_TIER=$(HOST_TIER) CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /internal/differential)
 	BRAID_TIER=$(HOST_TIER) go test ./internal/differential
 
+# What the machine's own kernel can do is tested there. Of drivers that need
+# nothing else, tests that begin with TestGuest are about a guest.
+IN_GUEST := ./internal/rtnl/... ./internal/driver $(addprefix ./internal/driver/,bridge vlan ipvlan dummy vrf) \
+	./internal/differential ./internal/migrate/leftover ./internal/migrate/preflight
+PARTLY_IN_GUEST := ./internal/driver/firewall ./internal/driver/hostdev
+
 test-guest: test-deps ## tests under a guest kernel: what this machine's kernel may lack
 	go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
-	BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec ./internal/rtnl/... ./internal/driver/... ./internal/differential ./internal/migrate/leftover ./internal/migrate/preflight
+	BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec $(IN_GUEST)
+	BRAID_TIER=guest go test -exec $(CURDIR)/bin/guest-exec -run '^TestGuest' $(PARTLY_IN_GUEST)
 
 # What reaches Braid from pods, other programs and its own disk. An input that
 # fails is left in testdata/fuzz of the package, from where plain tests run it.

@@ -14,8 +14,10 @@ import (
 	"braid.dev/braid/internal/lab"
 )
 
-// TestCluster walks one lab through everything that takes a real kubelet: the
-// demo, the commands of the documentation, braidd killed, pods deleted.
+// TestCluster walks one lab whose nodes have kernels of their own through
+// everything that takes a real kubelet: the demo, the commands of the
+// documentation, braidd killed, pods deleted; and what takes those kernels:
+// ipvlan.
 func TestCluster(t *testing.T) {
 	if os.Getenv("BRAID_TIER") != "cluster" {
 		t.Skip("needs a lab: make test-cluster")
@@ -30,6 +32,7 @@ func TestCluster(t *testing.T) {
 		{"documented commands", s.documentedCommands},
 		{"braidd killed", s.killed},
 		{"deleted", s.deleted},
+		{"ipvlan", s.ipvlanAcrossNodes},
 	} {
 		if !t.Run(step.name, step.run) {
 			t.FailNow() // each step builds on the one before

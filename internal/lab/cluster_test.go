@@ -65,7 +65,7 @@ func TestClusterOfTwoNodes(t *testing.T) {
 	world := observeHost(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	cfg := Config{Name: name, Progress: os.Stderr}
+	cfg := Config{Name: name, CNI: "flannel", Progress: os.Stderr}
 	l, err := Up(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)

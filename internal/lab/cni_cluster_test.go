@@ -12,8 +12,8 @@ import (
 )
 
 // TestClusterProfiles brings up a lab of each kind with two nodes, and has pods
-// reach each other across them. The bridge on user-mode-linux is that of
-// TestClusterOfTwoNodes, and Flannel's that of package demo's scenario of ipvlan.
+// reach each other across them. Flannel on user-mode-linux is that of
+// TestClusterOfTwoNodes, and the bridge that of package demo.
 func TestClusterProfiles(t *testing.T) {
 	needCluster(t)
 	for _, tc := range []struct {
