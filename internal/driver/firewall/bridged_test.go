@@ -76,7 +76,7 @@ func (g *segment) chain(t *testing.T, d driver.Driver, conf string) {
 
 func (g *segment) reaches(t *testing.T, want bool, when string) {
 	t.Helper()
-	if got := g.ask("b", segmentAddr["a"]); got != want {
+	if got := g.ask("b", segmentAddr["a"], patience[want]); got != want {
 		t.Errorf("%s: b reaches a: %v, want %v", when, got, want)
 	}
 }
@@ -112,7 +112,7 @@ func TestFirewallSeesBridgedFramesWithBrNetfilter(t *testing.T) {
 	g.beyondTheTrunk(t)
 	for value, want := range map[string]bool{"0": true, "1": false} {
 		try(t, rtnl.Sysctl{}.Set(g.node, rtnl.Setting{Path: "bridge/bridge-nf-filter-vlan-tagged", Value: value}))
-		if got := g.ask("c", segmentAddr["a"]); got != want {
+		if got := g.ask("c", segmentAddr["a"], patience[want]); got != want {
 			t.Errorf("bridge-nf-filter-vlan-tagged %s: c reaches a by the trunk: %v, want %v", value, got, want)
 		}
 	}

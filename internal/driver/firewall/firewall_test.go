@@ -213,7 +213,7 @@ func TestCheckNamesTheMissingRule(t *testing.T) {
 
 // The old iptables is seen and used where the node has rules of it, because an
 // accept of nftables does not undo its drop.
-func TestGuestOldIPTablesIsAskedWhereItFilters(t *testing.T) {
+func TestOldIPTablesIsAskedWhereItFilters(t *testing.T) {
 	if !inGuest() {
 		t.Skip("the machine's own kernel has no old iptables; tier guest has")
 	}

@@ -287,7 +287,7 @@ func (w *world) expect(t *testing.T, answers map[string]bool) {
 		fmt.Sscanf(question, "%s to %s", &who, &whom)
 		for _, addr := range address[whom] {
 			asking.Go(func() {
-				if got := w.ask(who, addr); got != want {
+				if got := w.ask(who, addr, patience[want]); got != want {
 					t.Errorf("%s (%s): %v, want %v", question, addr, got, want)
 				}
 			})
@@ -296,17 +296,21 @@ func (w *world) expect(t *testing.T, answers map[string]bool) {
 	asking.Wait()
 }
 
-func (w *world) ask(who, addr string) bool {
+// patience is how long an answer is waited for that is expected, or not. A
+// first packet may be lost while neighbours are looked for, and a guest be slow.
+var patience = map[bool]time.Duration{true: 15 * time.Second, false: time.Second}
+
+func (w *world) ask(who, addr string, limit time.Duration) bool {
 	var c net.Conn
 	err := w.at[who].Do(func() (err error) {
-		c, err = (&net.Dialer{Timeout: time.Second}).Dial("tcp", net.JoinHostPort(addr, "80"))
+		c, err = (&net.Dialer{Timeout: limit}).Dial("tcp", net.JoinHostPort(addr, "80"))
 		return err
 	})
 	if err != nil {
 		return false
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(time.Second))
+	c.SetDeadline(time.Now().Add(limit))
 	buf := make([]byte, 3)
 	_, err = c.Read(buf)
 	return err == nil

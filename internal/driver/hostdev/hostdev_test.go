@@ -390,7 +390,7 @@ func TestDeviceOfAUserspaceDriverOnlyGetsAddresses(t *testing.T) {
 }
 
 // The module eql makes a link that the kernel treats as hardware.
-func TestGuestHardwareComesBackFromANamespaceThatEnded(t *testing.T) {
+func TestHardwareComesBackFromANamespaceThatEnded(t *testing.T) {
 	if !inGuest() {
 		t.Skip("moves a device of the kernel's first namespace, so it runs in tier guest only")
 	}
