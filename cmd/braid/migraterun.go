@@ -103,15 +103,9 @@ func migrateUninstall(f *migrateFlags) *cobra.Command {
 				}
 				names = append(names, kube.Object{APIVersion: o.GetAPIVersion(), Kind: o.GetKind(), Namespace: o.GetNamespace(), Name: o.GetName()})
 			}
-			names = append(names, kube.Object{APIVersion: "coordination.k8s.io/v1", Kind: "Lease", Namespace: "braid-system", Name: "braid-migrate"})
-			gone, err := m.Delete(cmd.Context(), names)
-			fmt.Fprint(cmd.ErrOrStderr(), asLines(gone))
-			if err != nil {
-				return err
-			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), rolloutLimit)
 			defer cancel()
-			return m.WaitGone(ctx, names)
+			return m.Uninstall(ctx, names, func(gone []kube.Object) { fmt.Fprint(cmd.ErrOrStderr(), asLines(gone)) })
 		},
 	}
 }

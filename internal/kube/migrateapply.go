@@ -361,6 +361,24 @@ func (m *Migrations) WaitGone(ctx context.Context, objects []Object) error {
 	return nil
 }
 
+// Uninstall deletes the objects of the migration's daemons, waits until they are
+// gone, and then deletes the leader's lease: a leader that still runs makes
+// another one in the place of what it finds deleted. What was there is told.
+func (m *Migrations) Uninstall(ctx context.Context, objects []Object, told func([]Object)) error {
+	lease := Object{APIVersion: "coordination.k8s.io/v1", Kind: "Lease", Namespace: leaseNamespace, Name: leaseName}
+	for _, step := range [][]Object{objects, {lease}} {
+		gone, err := m.Delete(ctx, step)
+		told(gone)
+		if err != nil {
+			return err
+		}
+		if err := m.WaitGone(ctx, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (m *Migrations) resource(ctx context.Context, known *kinds, o Object) (dynamic.ResourceInterface, error) {
 	kind, err := known.find(ctx, schema.FromAPIVersionAndKind(o.APIVersion, o.Kind), false)
 	if err != nil {

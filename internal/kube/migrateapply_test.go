@@ -11,7 +11,9 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -254,6 +256,50 @@ func TestClusterManyDocumentsAreApplied(t *testing.T) {
 	}
 	if err := m.WaitGone(within(t, time.Second), []Object{{"v1", "ConfigMap", ns, "settings"}}); err == nil || !strings.Contains(err.Error(), "ConfigMap "+ns+"/settings") {
 		t.Errorf("waiting for what stays: got %v", err)
+	}
+}
+
+// TestClusterALeaseThatALeaderMadeAgainIsUninstalled: it makes one as long as it
+// runs, which is some time after its DaemonSet was deleted.
+func TestClusterALeaseThatALeaderMadeAgainIsUninstalled(t *testing.T) {
+	s := migrating(t)
+	m := s.person(t)
+	ns := s.namespace(t)
+	leases, maps := s.admin.CoordinationV1().Leases(leaseNamespace), s.admin.CoreV1().ConfigMaps(ns)
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: leaseName}}
+	if _, err := leases.Create(t.Context(), lease, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	// What stands for the leader is there for as long as its finalizer.
+	leader := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "leader", Finalizers: []string{"test.braid.dev/runs"}}}
+	if _, err := maps.Create(t.Context(), leader, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ends := make(chan error, 1)
+	go func() {
+		ends <- poll(t.Context(), func() (bool, error) {
+			c, err := maps.Get(t.Context(), "leader", metav1.GetOptions{})
+			if err != nil || c.DeletionTimestamp == nil {
+				return false, err
+			}
+			if _, err := leases.Create(t.Context(), lease, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+				return false, err
+			}
+			c.Finalizers = nil
+			_, err = maps.Update(t.Context(), c, metav1.UpdateOptions{})
+			return true, err
+		})
+	}()
+	var gone []Object
+	err := m.Uninstall(within(t, 30*time.Second), []Object{{"v1", "ConfigMap", ns, "leader"}}, func(o []Object) { gone = append(gone, o...) })
+	if err != nil || len(gone) != 2 || gone[1].Kind != "Lease" {
+		t.Errorf("%v, gone are %v", err, gone)
+	}
+	if err := <-ends; err != nil {
+		t.Error(err)
+	}
+	if _, err := leases.Get(t.Context(), leaseName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the lease: %v", err)
 	}
 }
 
