@@ -106,7 +106,7 @@ func TestMigrateThroughFaults(t *testing.T) {
 
 	// A budget that permits nothing: the node opens again.
 	s.kubectl(t, "-n", "shop", "patch", "pdb", "web", "--type=merge", "-p", `{"spec":{"minAvailable":3}}`)
-	run := []string{"migrate", "run", "--to=flannel", manifests, "--yes", "--outside=" + s.outside, "--evict-timeout=15s", "--step-timeout=90s"}
+	run := []string{"migrate", "run", "--to=flannel", manifests, "--yes", "--outside=" + s.outside, "--evict-timeout=45s", "--step-timeout=90s"}
 	if out, code := s.tryBraid(t, run...); code != 2 || !strings.Contains(out, "pdb-blocks") {
 		t.Errorf("preflight lets a budget pass that blocks: exit status %d", code)
 	}
