@@ -35,6 +35,7 @@ type cluster struct {
 	uid     int
 	refused map[types.UID]string
 	events  []string
+	exempt  string // a node that does not come to removing its exemption from NAT
 }
 
 var goals = v1alpha1.MigrationSpec{
@@ -201,7 +202,7 @@ func (c *cluster) agents() {
 		}
 		part.Status.Runtime = part.Spec.Runtime
 		part.Status.SourceReady, part.Status.TargetReady = yes, yes
-		part.Status.PreserveSource = part.Spec.PreserveSource
+		part.Status.PreserveSource = part.Spec.PreserveSource || part.Status.PreserveSource && name == c.exempt
 		part.Status.Left = nil
 		for i := range c.pods {
 			p := &c.pods[i]

@@ -276,6 +276,10 @@ func (d *decider) finish() {
 			d.set(v1alpha1.PhaseMoving, "ends the probes that stayed on the other side")
 			return
 		}
+		if node := d.stillExempt(); node != "" {
+			d.set(v1alpha1.PhaseMoving, node+" removes the exemption from NAT")
+			return
+		}
 		d.set(v1alpha1.PhaseDone, "every node stays where it is")
 		return
 	}
@@ -295,6 +299,8 @@ func (d *decider) finish() {
 		d.stop(fmt.Sprintf("all nodes are moved, but probes failed: %s", r.Failures[0]))
 	case d.leaving():
 		d.set(v1alpha1.PhaseMoving, "ends the probes that stayed on "+d.profile(d.spec.Goal.Other()))
+	case d.stillExempt() != "":
+		d.set(v1alpha1.PhaseMoving, d.stillExempt()+" removes the exemption from NAT")
 	case d.spec.Clean:
 		d.cleaning()
 	default:

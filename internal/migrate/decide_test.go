@@ -202,6 +202,21 @@ func TestANodeThatJoinsInTheMiddleMovesToo(t *testing.T) {
 	c.wantAllOn(v1alpha1.Target)
 }
 
+// TestItIsNotDoneWhileANodeIsExemptFromNAT: who reads that it is done may look.
+func TestItIsNotDoneWhileANodeIsExemptFromNAT(t *testing.T) {
+	c := newCluster(t, 2)
+	c.m.Spec.PreserveSource, c.exempt = true, "node2"
+	c.run("an exemption to be removed", func() bool {
+		if c.m.Status.Phase == v1alpha1.PhaseDone {
+			t.Fatal("it is done")
+		}
+		return strings.Contains(c.m.Status.Message, "node2 removes the exemption from NAT")
+	})
+	c.exempt = ""
+	c.runUntil(v1alpha1.PhaseDone)
+	c.wantAllOn(v1alpha1.Target)
+}
+
 func TestAPersonsCordonStays(t *testing.T) {
 	c := newCluster(t, 3)
 	c.node("node2").Spec.Unschedulable = true
@@ -243,7 +258,7 @@ func TestWhateverIsLostItEndsWhole(t *testing.T) {
 		})
 		c.wantAllOn(goal)
 		for _, part := range c.parts {
-			if part.Spec.PreserveSource {
+			if part.Spec.PreserveSource || part.Status.PreserveSource {
 				t.Errorf("seed %d: the exemption from NAT is still there", seed)
 			}
 		}

@@ -91,6 +91,20 @@ func (d *decider) exempts() bool {
 	return !over
 }
 
+// stillExempt is a node that has the exemption from NAT although it is needed no
+// more. One that is not Ready will remove it when it is back.
+func (d *decider) stillExempt() string {
+	if d.exempts() {
+		return ""
+	}
+	for _, n := range d.st.Nodes {
+		if node, _ := d.node(n.Name); nodeReady(node) && d.Parts[n.Name].Status.PreserveSource {
+			return n.Name
+		}
+	}
+	return ""
+}
+
 // equipProbes starts the probe of a node on its own side, and, where it is time
 // to try, the one on the other. A probe whose address is not that of its side,
 // as after a reboot, is of no use any more.
