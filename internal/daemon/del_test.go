@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -174,20 +175,20 @@ func TestGarbageCollectionReleasesAllNetworksOfAContainer(t *testing.T) {
 // full is a store on a disk that is full.
 type full struct {
 	*store.Store
-	on bool
+	on atomic.Bool
 }
 
 var errDiskFull = errors.New("no space left on device")
 
 func (f *full) Begin(ctx context.Context, rs []store.Record) error {
-	if f.on {
+	if f.on.Load() {
 		return errDiskFull
 	}
 	return f.Store.Begin(ctx, rs)
 }
 
 func (f *full) Remove(ctx context.Context, keys ...store.Key) error {
-	if f.on {
+	if f.on.Load() {
 		return errDiskFull
 	}
 	return f.Store.Remove(ctx, keys...)
@@ -198,7 +199,8 @@ func TestFullDiskFailsAddAndNotDel(t *testing.T) {
 	n.space("p", "q")
 	n.podWithVLAN("p")
 	n.pod("q", "vlan")
-	disk := &full{n.store, true}
+	disk := &full{Store: n.store}
+	disk.on.Store(true)
 	n.daemon.Attacher.Store = disk
 	n.refused(n.do("ADD", "q"), 11, "could not be recorded", "no space left")
 	n.ok("DEL", "p")
@@ -206,7 +208,7 @@ func TestFullDiskFailsAddAndNotDel(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 	// The records go when there is space again, without a request.
-	disk.on = false
+	disk.on.Store(false)
 	n.unspace("p")
 	n.leaveHand()
 	n.daemon.reconcile(t.Context())

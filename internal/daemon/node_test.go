@@ -39,6 +39,8 @@ type node struct {
 	kernel  *kernel
 	config  Config
 	log     *lockedBuffer
+	// order is that of the test and its requests.
+	order sync.Mutex
 	// adapt, if not nil, changes each daemon's Attacher before it starts.
 	adapt func(*attach.Attacher)
 	// grace is what requests under way get when the daemon is killed.
@@ -137,7 +139,11 @@ func (n *node) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	server := &wire.Server{Handle: n.daemon.Handle, Grace: n.grace}
+	d := n.daemon
+	server := &wire.Server{Grace: n.grace, Handle: func(c *wire.Conn) {
+		n.follows()
+		d.Handle(c)
+	}}
 	go func() { served <- server.Serve(ctx, l) }()
 	n.stop = func() {
 		cancel()
@@ -145,6 +151,13 @@ func (n *node) start() {
 			n.t.Error(err)
 		}
 	}
+}
+
+// follows has a request come after what the test did before it. So it does, but
+// the race detector knows nothing of sockets.
+func (n *node) follows() {
+	n.order.Lock()
+	defer n.order.Unlock()
 }
 
 // kill ends the daemon; requests under way are cut off.
@@ -193,6 +206,7 @@ func (n *node) request(command, id string) wire.Request {
 
 // call is one run of a shim in this process.
 func (n *node) call(ctx context.Context, r wire.Request) (wire.Reply, error) {
+	n.follows()
 	call := wire.Call{Socket: n.socket(), Request: r, Run: func(ctx context.Context, e wire.Exec) wire.ExecResult {
 		if e.Name == "braid-cni" && slices.Equal(e.Args, []string{"namespaces"}) {
 			return (&host{n: n}).namespaces(e)
