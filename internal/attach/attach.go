@@ -91,9 +91,9 @@ func (a *Attacher) Add(ctx context.Context, sb store.Sandbox, p plan.Plan, reach
 	if err := a.Store.Begin(ctx, records); err != nil {
 		err = fmt.Errorf("%w: %w", errNotRecorded, err)
 		// They may be stored nevertheless.
-		return nil, errors.Join(err, a.rollback(ctx, progress{records: records, asked: len(records)}, reach))
+		return nil, errors.Join(err, a.rollback(ctx, progress{records: records}, reach))
 	}
-	pr := progress{records: records, asked: len(records)}
+	pr := progress{records: records}
 	if err := a.attachAll(ctx, &pr, reach); err != nil {
 		return nil, errors.Join(err, a.rollback(ctx, pr, reach))
 	}
@@ -228,9 +228,9 @@ type progress struct {
 	done []Attached
 	// touched is how many plugins of the next one may have left something.
 	touched int
-	// asked is the first record from which on addresses may have been asked for
-	// ahead, len(records) when there is none.
-	asked int
+	// ahead is for how many records, the last ones, addresses may have been
+	// asked for ahead.
+	ahead int
 }
 
 // attachAll attaches one after the other. A result is stored while the next
@@ -283,7 +283,7 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 	brought := make([][]rtnl.Route, len(chains))
 	for i, c := range chains {
 		if i == foretold {
-			pr.asked = i
+			pr.ahead = len(chains) - i
 			done, brought := slices.Clone(pr.done), slices.Clone(brought[:i])
 			telling.Go(func() { foretell(ctx, chains[i:], done, brought, reach.Foretold) })
 		}
@@ -371,7 +371,7 @@ func (a *Attacher) rollback(ctx context.Context, pr progress, reach Reach) error
 		case i == len(pr.done):
 			plugins = pr.touched
 		}
-		if i >= pr.asked {
+		if i >= len(pr.records)-pr.ahead {
 			plugins = max(plugins, 1)
 		}
 		if err := c.detach(ctx, plugins); err != nil {

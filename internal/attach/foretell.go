@@ -93,10 +93,7 @@ func (c chain) foretell(ctx context.Context) (result *current.Result, err error)
 		if err != nil {
 			return nil, err
 		}
-		f, ok := m.driver.(driver.Foreteller)
-		if !ok {
-			return nil, driver.ErrUnforeseen
-		}
+		f := m.driver.(driver.Foreteller) // foreseeable has looked
 		if result, err = f.Foretell(ctx, m.spec); err != nil {
 			return nil, c.explain("foretell", p, err)
 		}

@@ -36,7 +36,7 @@ func (a *Attacher) Plug(ctx context.Context, containerID, ifName string, at plan
 		return Attached{}, err
 	}
 	last := records[len(records)-1]
-	pr := progress{records: []store.Record{{Sandbox: last.Sandbox, Index: last.Index + 1, Attachment: at, Plugged: true}}, asked: 1}
+	pr := progress{records: []store.Record{{Sandbox: last.Sandbox, Index: last.Index + 1, Attachment: at, Plugged: true}}}
 	err = a.Store.Begin(ctx, pr.records)
 	if err == nil {
 		err = a.plug(ctx, &pr, reach)

@@ -129,7 +129,7 @@ func (d *Daemon) gc(ctx context.Context, r request) error {
 		if v.ContainerID == "" || v.IfName == "" {
 			return types.NewError(types.ErrInvalidNetworkConfig, "cni.dev/valid-attachments has an element without containerID or ifname", "")
 		}
-		valid[v.ContainerID+"/"+v.IfName] = true
+		valid[sandboxKey(v.ContainerID, v.IfName)] = true
 	}
 	sandboxes, err := d.sandboxes()
 	if err != nil {

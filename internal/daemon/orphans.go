@@ -27,7 +27,7 @@ type sandboxState struct {
 	marks []string
 }
 
-func (s sandboxState) key() string { return s.ContainerID + "/" + s.IfName }
+func (s sandboxState) key() string { return sandboxKey(s.ContainerID, s.IfName) }
 
 // sight is what can be seen of namespaces from outside.
 type sight struct {

@@ -43,6 +43,9 @@ func (t *teller) begin(ctx context.Context, done []attach.Attached) {
 	if before != nil && before.text == text {
 		return
 	}
+	if err != nil {
+		err = fmt.Errorf("write the network status: %w", err)
+	}
 	w := &writing{text: text, done: make(chan struct{}), err: err}
 	ctx, w.cancel = context.WithCancel(ctx)
 	t.latest = w
@@ -89,7 +92,7 @@ func (t *teller) end(ctx context.Context, done []attach.Attached) error {
 	<-t.latest.done
 	if err := t.latest.err; err != nil {
 		// A pod must not run with networks that it cannot learn of.
-		return tryLater(fmt.Errorf("write the network status: %w", err))
+		return tryLater(err)
 	}
 	if t.daemon.Cluster == nil || len(done) < 2 {
 		return nil

@@ -152,11 +152,11 @@ func (d *Daemon) mendAll(ctx context.Context) (waits bool) {
 	seen := map[string]bool{}
 	for _, k := range damaged.Keys {
 		r := wire.Request{Command: "DEL", ContainerID: k.ContainerID, IfName: k.IfName}
-		if key := k.ContainerID + "/" + k.IfName; !seen[key] {
+		if key := sandboxKey(k.ContainerID, k.IfName); !seen[key] {
 			list, seen[key] = append(list, r), true
 		}
 	}
-	key := func(r wire.Request) string { return r.ContainerID + "/" + r.IfName }
+	key := func(r wire.Request) string { return sandboxKey(r.ContainerID, r.IfName) }
 	return each(ctx, d, "mend the records of", list, key, d.mendOne)
 }
 

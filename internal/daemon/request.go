@@ -24,7 +24,10 @@ type request struct {
 }
 
 // key names the sandbox.
-func (r request) key() string { return r.ContainerID + "/" + r.IfName }
+func (r request) key() string { return sandboxKey(r.ContainerID, r.IfName) }
+
+// sandboxKey names a sandbox where one is looked up.
+func sandboxKey(containerID, ifName string) string { return containerID + "/" + ifName }
 
 // sandbox is what of the request is remembered with its records.
 func (d *Daemon) sandbox(r request) (store.Sandbox, error) {

@@ -22,8 +22,8 @@ type Asked struct {
 }
 
 // AskAhead asks the delegate for addresses while the caller makes the links,
-// when it is one that needs none of them: it has others to wait for than the kernel. Any other
-// is asked when the result is. The caller calls Wait before it returns.
+// when it is one that needs none of them. Any other is asked when the result is.
+// The caller calls Wait before it returns.
 func (s Spec) AskAhead(ctx context.Context) *Asked {
 	a := &Asked{add: sync.OnceValues(func() (*current.Result, error) { return s.IPAM.Add(ctx) })}
 	if _, ok := s.IPAM.(Detached); !ok {

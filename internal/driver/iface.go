@@ -350,3 +350,11 @@ func ParseMAC(text string) (net.HardwareAddr, error) {
 	}
 	return mac, nil
 }
+
+// OverrideDNS puts what a configuration says of name resolution, if anything, in
+// the place of what its delegate says.
+func OverrideDNS(res *current.Result, conf types.DNS) {
+	if conf.Nameservers != nil || conf.Search != nil || conf.Options != nil || conf.Domain != "" {
+		res.DNS = conf
+	}
+}

@@ -27,10 +27,10 @@ const (
 )
 
 // SetNetworkStatus writes the network-status annotation of exactly this pod, or
-// removes it when text is empty: a pod of the same name and another UID is never touched. It tries again until
-// ctx ends when trying may help. The error is ErrNotFound when the pod is gone,
-// and ErrAway, within a few seconds, when the API cannot be asked; with that
-// one the annotation may have been written.
+// removes it when text is empty: a pod of the same name and another UID is never
+// touched. It tries again until ctx ends when trying may help. The error is
+// ErrNotFound when the pod is gone, and ErrAway, within a few seconds, when the
+// API cannot be asked; with that one the annotation may have been written.
 func (p *Pods) SetNetworkStatus(ctx context.Context, pod plan.Pod, text string) error {
 	err := p.setStatus(ctx, pod, text)
 	if err != nil {
@@ -89,8 +89,8 @@ func (p *Pods) inAPI(pod plan.Pod) (plan.Pod, error) {
 	return mirror, nil
 }
 
-// annotationPatch is a merge patch of one annotation, which an empty text removes. The UID makes the API
-// server refuse it for any other pod.
+// annotationPatch is a merge patch of one annotation, which an empty text
+// removes. The UID makes the API server refuse it for any other pod.
 func annotationPatch(uid, annotation, text string) ([]byte, error) {
 	var value any // null removes it (RFC 7386)
 	if text != "" {

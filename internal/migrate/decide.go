@@ -272,15 +272,9 @@ func (d *decider) moving() string {
 // of probes, the end of what only the move needed, and the cleaning.
 func (d *decider) finish() {
 	if d.spec.Goal == v1alpha1.Stay || len(d.st.Nodes) == 0 {
-		if d.leaving() {
-			d.set(v1alpha1.PhaseMoving, "ends the probes that stayed on the other side")
-			return
+		if !d.unwinding("the other side") {
+			d.set(v1alpha1.PhaseDone, "every node stays where it is")
 		}
-		if node := d.stillExempt(); node != "" {
-			d.set(v1alpha1.PhaseMoving, node+" removes the exemption from NAT")
-			return
-		}
-		d.set(v1alpha1.PhaseDone, "every node stays where it is")
 		return
 	}
 	if d.st.After == 0 {
@@ -297,15 +291,26 @@ func (d *decider) finish() {
 		d.set(v1alpha1.PhaseMoving, "another last round of probes: "+r.Failures[0])
 	case r != nil && r.Failed > 0:
 		d.stop(fmt.Sprintf("all nodes are moved, but probes failed: %s", r.Failures[0]))
-	case d.leaving():
-		d.set(v1alpha1.PhaseMoving, "ends the probes that stayed on "+d.profile(d.spec.Goal.Other()))
-	case d.stillExempt() != "":
-		d.set(v1alpha1.PhaseMoving, d.stillExempt()+" removes the exemption from NAT")
+	case d.unwinding(d.profile(d.spec.Goal.Other())):
 	case d.spec.Clean:
 		d.cleaning()
 	default:
 		d.set(v1alpha1.PhaseDone, "all nodes are on "+d.profile(cmp.Or(d.spec.Goal, v1alpha1.Target)))
 	}
+}
+
+// unwinding ends what only the move needed, and reports whether any of it is left.
+// other is what the side is called that the nodes are not on.
+func (d *decider) unwinding(other string) bool {
+	if d.leaving() {
+		d.set(v1alpha1.PhaseMoving, "ends the probes that stayed on "+other)
+		return true
+	}
+	if node := d.stillExempt(); node != "" {
+		d.set(v1alpha1.PhaseMoving, node+" removes the exemption from NAT")
+		return true
+	}
+	return false
 }
 
 // cleaning waits until nothing of the other network is left on any node.

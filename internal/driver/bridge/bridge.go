@@ -169,7 +169,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err := a.finalMACs(res, br.Index, host); err != nil {
 		return nil, err
 	}
-	a.overrideDNS(res)
+	driver.OverrideDNS(res, a.DNS)
 	return res, nil
 }
 
@@ -192,7 +192,7 @@ func (b *bridge) Foretell(ctx context.Context, s driver.Spec) (*current.Result, 
 			return nil, err
 		}
 	}
-	c.overrideDNS(res)
+	driver.OverrideDNS(res, c.DNS)
 	return res, nil
 }
 
@@ -215,12 +215,6 @@ func (c conf) take(res, got *current.Result) ([]netip.Prefix, error) {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("ipam type %s returned no address", c.IPAM.Type), "")
 	}
 	return gateways(c, res)
-}
-
-func (c conf) overrideDNS(res *current.Result) {
-	if c.DNS.Nameservers != nil || c.DNS.Search != nil || c.DNS.Options != nil || c.DNS.Domain != "" {
-		res.DNS = c.DNS
-	}
 }
 
 // addresses puts the addresses that were asked for, with all that depends on

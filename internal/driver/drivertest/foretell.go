@@ -9,32 +9,26 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"braid.dev/braid/internal/driver"
-	"braid.dev/braid/internal/kerneltest"
 )
 
 // foretold: what a driver tells ahead comes true, and to tell it makes nothing.
 func foretold(t *testing.T, s Subject) {
-	for _, v := range s.Variants {
-		for _, f := range s.families() {
-			t.Run(v.Name+"/"+f.name, func(t *testing.T) {
-				kerneltest.Need(t, v.Needs...)
-				w, p, before := settled(t, s, v.Keys)
-				d, ok := w.Driver.(driver.Foreteller)
-				if !ok {
-					t.Skip("the driver tells nothing ahead")
-				}
-				spec := w.Spec(p, s.conf(v.Keys, f, p.N))
-				spec.MAC = net.HardwareAddr{2, 0, 0, 0, 7, byte(p.N)}
-				told, err := d.Foretell(t.Context(), spec)
-				try(t, err)
-				w.wantText(t, before, p)
-				spec = w.Attached(t, spec)
-				same(t, "what was told ahead", ofPod(told), ofPod(spec.Prev))
-				try(t, w.Driver.Detach(t.Context(), spec))
-				w.wantText(t, before, p)
-			})
+	everyWay(t, s, func(t *testing.T, v Variant, f family) {
+		w, p, before := settled(t, s, v.Keys)
+		d, ok := w.Driver.(driver.Foreteller)
+		if !ok {
+			t.Skip("the driver tells nothing ahead")
 		}
-	}
+		spec := w.Spec(p, s.conf(v.Keys, f, p.N))
+		spec.MAC = net.HardwareAddr{2, 0, 0, 0, 7, byte(p.N)}
+		told, err := d.Foretell(t.Context(), spec)
+		try(t, err)
+		w.wantText(t, before, p)
+		spec = w.Attached(t, spec)
+		same(t, "what was told ahead", ofPod(told), ofPod(spec.Prev))
+		try(t, w.Driver.Detach(t.Context(), spec))
+		w.wantText(t, before, p)
+	})
 }
 
 // ofPod is what a result says of the pod.

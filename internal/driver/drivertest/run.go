@@ -104,31 +104,39 @@ func wantReleased(t *testing.T, s driver.Spec) {
 	}
 }
 
-func attachCheckDetach(t *testing.T, s Subject) {
+// everyWay runs a test with each variant of the configuration and each family
+// of addresses.
+func everyWay(t *testing.T, s Subject, run func(*testing.T, Variant, family)) {
 	for _, v := range s.Variants {
 		for _, f := range s.families() {
 			t.Run(v.Name+"/"+f.name, func(t *testing.T) {
 				kerneltest.Need(t, v.Needs...)
-				w, p, before := settled(t, s, v.Keys)
-				spec := w.Attached(t, w.Spec(p, s.conf(v.Keys, f, p.N)))
-				if s.Prev == nil {
-					wantInterface(t, s, f, p, spec.Prev)
-				} else {
-					wantPrevKept(t, p.Prev, spec.Prev)
-				}
-				given := Plain(t, spec.Prev)
-				if err := w.Driver.Check(t.Context(), spec); err != nil {
-					t.Errorf("Check of what was just built: %v", err)
-				}
-				if after := Plain(t, spec.Prev); after != given {
-					t.Errorf("Check changed its result\n--- given\n%s--- after\n%s", given, after)
-				}
-				try(t, w.Driver.Detach(t.Context(), spec))
-				w.wantText(t, before, p)
-				wantReleased(t, spec)
+				run(t, v, f)
 			})
 		}
 	}
+}
+
+func attachCheckDetach(t *testing.T, s Subject) {
+	everyWay(t, s, func(t *testing.T, v Variant, f family) {
+		w, p, before := settled(t, s, v.Keys)
+		spec := w.Attached(t, w.Spec(p, s.conf(v.Keys, f, p.N)))
+		if s.Prev == nil {
+			wantInterface(t, s, f, p, spec.Prev)
+		} else {
+			wantPrevKept(t, p.Prev, spec.Prev)
+		}
+		given := Plain(t, spec.Prev)
+		if err := w.Driver.Check(t.Context(), spec); err != nil {
+			t.Errorf("Check of what was just built: %v", err)
+		}
+		if after := Plain(t, spec.Prev); after != given {
+			t.Errorf("Check changed its result\n--- given\n%s--- after\n%s", given, after)
+		}
+		try(t, w.Driver.Detach(t.Context(), spec))
+		w.wantText(t, before, p)
+		wantReleased(t, spec)
+	})
 }
 
 // wantInterface compares the container's link with what the result says.

@@ -167,7 +167,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err := a.masquerade(ctx, res); err != nil {
 		return nil, err
 	}
-	a.overrideDNS(res)
+	driver.OverrideDNS(res, a.DNS)
 	return res, nil
 }
 
@@ -190,14 +190,8 @@ func (ptp) Foretell(ctx context.Context, s driver.Spec) (*current.Result, error)
 	if _, err := hops(res); err != nil {
 		return nil, err
 	}
-	c.overrideDNS(res)
+	driver.OverrideDNS(res, c.DNS)
 	return res, nil
-}
-
-func (c conf) overrideDNS(res *current.Result) {
-	if d := c.DNS; d.Nameservers != nil || d.Search != nil || d.Options != nil || d.Domain != "" {
-		res.DNS = d
-	}
 }
 
 // forward makes the node forward the families that the container has.
