@@ -79,7 +79,8 @@ func Prepare(dir string) error {
 	return errors.Join(errs...)
 }
 
-// Append adds a call to the file.
+// Append adds a call to the file, on a line of its own. Killed in the middle it
+// may leave the beginning of one.
 func Append(dir string, c Call) error {
 	line, err := json.Marshal(c)
 	if err != nil {
@@ -89,11 +90,12 @@ func Append(dir string, c Call) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(line, '\n')) // one write: those of others come before or after
+	_, err = fmt.Fprintf(f, "\n%s\n", line) // one write: those of others come before or after
 	return errors.Join(err, f.Close())
 }
 
-// Read returns all calls in the order of their notes.
+// Read returns all calls in the order of their notes, but for a note that was
+// cut off.
 func Read(dir string) ([]Call, error) {
 	f, err := os.Open(filepath.Join(dir, Calls))
 	if errors.Is(err, os.ErrNotExist) {
@@ -108,7 +110,12 @@ func Read(dir string) ([]Call, error) {
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
 		var c Call
-		if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
+		err := json.Unmarshal(lines.Bytes(), &c)
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) && syntax.Offset == int64(len(lines.Bytes())) {
+			continue // empty, or cut off
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Name(), err)
 		}
 		calls = append(calls, c)
