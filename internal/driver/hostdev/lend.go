@@ -63,12 +63,18 @@ func (a *attachment) take(at place) (rtnl.Link, error) {
 		return l, err
 	}
 	a.wasUp = l.Up
-	// In this order: a link with a mark has its old name as its alias.
-	if err := a.host.SetAlias(l.Index, l.Name); err != nil {
-		return l, err
+	// In this order: a link with a mark has its old name as its alias, or still
+	// as its name, and one without a mark nothing that tells of a loan.
+	if l.Alias != "" {
+		if err := a.host.SetAlias(l.Index, ""); err != nil {
+			return l, err
+		}
 	}
 	if err := a.host.AddAltName(l.Index, a.mark()); err != nil {
-		return l, errors.Join(err, a.host.SetAlias(l.Index, ""))
+		return l, err
+	}
+	if err := a.host.SetAlias(l.Index, l.Name); err != nil {
+		return l, err
 	}
 	if err := a.host.MoveAs(l.Index, a.spec.NetNS, a.spec.IfName); err != nil {
 		return l, fmt.Errorf("%s (link %s of kind %s): %w", a.wanted(), l.Name, l.Kind, err)
@@ -161,13 +167,13 @@ func (a *attachment) restore(l rtnl.Link) error {
 			return a.nameTaken(err, name)
 		}
 	}
+	if err := a.host.SetAlias(l.Index, ""); err != nil {
+		return err
+	}
 	for _, mark := range marks(l) {
 		if err := a.host.DelAltName(l.Index, mark); err != nil && !errors.Is(err, rtnl.ErrNotFound) {
 			return err
 		}
-	}
-	if err := a.host.SetAlias(l.Index, ""); err != nil {
-		return err
 	}
 	if a.wasUp {
 		return a.host.SetUp(l.Index)
