@@ -20,6 +20,13 @@ type Foreteller interface {
 	Foretell(ctx context.Context, s Spec) (*current.Result, error)
 }
 
+// Detached is an IPAM that does not look at the container, as those of package
+// ipam do not. It may be asked for addresses before there is a link for them.
+type Detached interface {
+	IPAM
+	Detached()
+}
+
 // ErrUnforeseen means that only Attach finds out.
 var ErrUnforeseen = errors.New("it is not known before it is made")
 

@@ -232,11 +232,6 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	var asked *Asked
-	if a.IPAM != "" {
-		asked = a.spec.AskAhead(ctx)
-		defer asked.Wait()
-	}
 	l, err := a.addLink(parent)
 	if err != nil {
 		return nil, err
@@ -246,8 +241,8 @@ func (a *stacking) build(ctx context.Context) (*current.Result, error) {
 		return res, a.pod.SetUp(l.Index)
 	}
 	got := a.Given
-	if asked != nil {
-		if got, err = asked.Result(); err != nil {
+	if a.IPAM != "" {
+		if got, err = a.spec.IPAM.Add(ctx); err != nil {
 			return nil, err
 		}
 	}

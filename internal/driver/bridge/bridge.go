@@ -144,11 +144,6 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	var asked *driver.Asked
-	if a.layer3() {
-		asked = a.spec.AskAhead(ctx)
-		defer asked.Wait()
-	}
 	host, pod, err := a.addPort(br)
 	if err != nil {
 		return nil, err
@@ -156,7 +151,7 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	res := a.result(a.spec, host.Name, pod.MAC)
 	switch {
 	case a.layer3():
-		err = a.addresses(ctx, br, pod, asked, res)
+		err = a.addresses(ctx, br, pod, res)
 	case !a.NoContainerLink:
 		err = a.pod.SetUp(pod.Index)
 	}
@@ -217,10 +212,10 @@ func (c conf) take(res, got *current.Result) ([]netip.Prefix, error) {
 	return gateways(c, res)
 }
 
-// addresses puts the addresses that were asked for, with all that depends on
-// them, in place.
-func (a *attachment) addresses(ctx context.Context, br, pod rtnl.Link, asked *driver.Asked, res *current.Result) error {
-	got, err := asked.Result()
+// addresses asks for addresses and puts them, with all that depends on them, in
+// place.
+func (a *attachment) addresses(ctx context.Context, br, pod rtnl.Link, res *current.Result) error {
+	got, err := a.spec.IPAM.Add(ctx)
 	if err != nil {
 		return err
 	}
