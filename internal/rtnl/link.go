@@ -160,6 +160,10 @@ type Veth struct {
 // AddVeth makes a veth pair and returns the end in the handle's namespace.
 // Peer.Up is not used: the kernel makes the other end down. With one MTU given
 // both ends have it.
+//
+// Each end has one queue. Unasked the kernel makes one for every processor that
+// there could be, registers them, and takes all but the first one out of use
+// again, for which it waits until no processor looks at them any more.
 func (h *Handle) AddVeth(v Veth) (Link, error) {
 	ve := &netlink.Veth{
 		LinkAttrs:        v.attrs(),
@@ -168,6 +172,7 @@ func (h *Handle) AddVeth(v Veth) (Link, error) {
 		PeerMTU:          uint32(v.Peer.MTU),
 		PeerTxQLen:       -1, // the kernel's choice; 0 would be no queue at all
 	}
+	ve.NumTxQueues, ve.NumRxQueues = 1, 1 // and the peer's, which are not given
 	if v.PeerNS != nil {
 		ve.PeerNamespace = netlink.NsFd(v.PeerNS.Fd())
 	}
