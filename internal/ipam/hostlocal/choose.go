@@ -1,6 +1,7 @@
 package hostlocal
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,7 +16,7 @@ type key struct{ containerID, ifName string }
 type state struct {
 	// holders has every address that is taken by a living file.
 	holders map[netip.Addr]holder
-	// torn has the addresses whose file is empty.
+	// torn has the addresses whose file is empty. They are free.
 	torn map[netip.Addr]bool
 	// last has the address that each range set gave last, invalid when unknown.
 	last []netip.Addr
@@ -155,4 +156,9 @@ func (st state) releasable(k key) []netip.Addr {
 		}
 	}
 	return old
+}
+
+// ownerless returns the addresses whose files say nothing, in rising order.
+func (st state) ownerless() []netip.Addr {
+	return slices.SortedFunc(maps.Keys(st.torn), netip.Addr.Compare)
 }

@@ -3,7 +3,6 @@ package hostlocal
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"path/filepath"
@@ -24,7 +23,6 @@ type model struct {
 	names   map[string]*inode // by base name; there is one directory
 	durable map[string]*inode
 	locked  bool
-	staged  int
 	inodes  uint64
 	// fault is asked before every change and may refuse it.
 	fault func(op, name string) error
@@ -96,32 +94,18 @@ func (m *model) Overwrite(path string, data []byte) error {
 	return nil
 }
 
-func (m *model) Stage(dir, prefix string, data []byte) (string, error) {
-	m.staged++
-	name := fmt.Sprint(prefix, m.staged)
-	if err := m.change("create", name); err != nil {
-		return "", err
-	}
-	m.create(name, "", false)
-	if err := m.change("write", name); err != nil {
-		return "", errors.Join(err, m.Remove(name))
-	}
-	m.create(name, string(data), false)
-	return filepath.Join(dir, name), nil
-}
-
-func (m *model) Link(oldpath, newpath string) error {
-	if err := m.change("link", newpath); err != nil {
+func (m *model) Create(path string, data []byte) error {
+	if err := m.change("create", path); err != nil {
 		return err
 	}
-	n, err := m.find("link", oldpath)
-	if err != nil {
-		return err
+	if _, err := m.find("create", path); err == nil {
+		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
-	if _, err := m.find("link", newpath); err == nil {
-		return &fs.PathError{Op: "link", Path: newpath, Err: fs.ErrExist}
+	m.create(filepath.Base(path), "", false)
+	if err := m.change("write", path); err != nil {
+		return errors.Join(err, m.Remove(path))
 	}
-	m.names[filepath.Base(newpath)] = n
+	m.create(filepath.Base(path), string(data), false)
 	return nil
 }
 
@@ -184,19 +168,24 @@ func (m *model) powerFailure(t *rapid.T) {
 	m.names, m.durable = after, maps.Clone(after)
 }
 
-// held returns the addresses that id's files claim, and its scratch files.
-func (m *model) held(id string) (addrs, scratch []string) {
-	k := key{id, "net1"}
+// held returns the addresses that id's files claim.
+func (m *model) held(id string) (addrs []string) {
 	for _, name := range slices.Sorted(maps.Keys(m.names)) {
-		switch {
-		case strings.HasPrefix(name, k.stagePrefix()):
-			scratch = append(scratch, name)
-		case strings.HasPrefix(name, scratchPrefix), strings.HasPrefix(name, lastPrefix):
-		case m.names[name].data == string(k.holder()):
+		if !strings.HasPrefix(name, lastPrefix) && m.names[name].data == string(key{id, "net1"}.holder()) {
 			addrs = append(addrs, name)
 		}
 	}
-	return addrs, scratch
+	return addrs
+}
+
+// torn returns the addresses whose files say nothing.
+func (m *model) torn() (addrs []string) {
+	for _, name := range slices.Sorted(maps.Keys(m.names)) {
+		if name != lockName && !strings.HasPrefix(name, lastPrefix) && strings.Trim(m.names[name].data, "\x00") == "" {
+			addrs = append(addrs, name)
+		}
+	}
+	return addrs
 }
 
 const dualStack = `{"cniVersion":"1.0.0","name":"n","ipam":{"ranges":[[{"subnet":"10.0.0.0/29"}],[{"subnet":"fd00::/64"}]]}}`
@@ -273,8 +262,8 @@ func TestNoCrashLosesOrLeaksAnAddress(t *testing.T) {
 			err := p.Del(t.Context(), modelRequest(id))
 			switch {
 			case err == nil:
-				if addrs, scratch := m.held(id); len(addrs)+len(scratch) > 0 {
-					t.Fatalf("Del of %s left %v %v", id, addrs, scratch)
+				if left := append(m.held(id), m.torn()...); len(left) > 0 {
+					t.Fatalf("Del of %s left %v", id, left)
 				}
 				delete(unsure, id)
 			case errors.Is(err, errKilled):
@@ -302,13 +291,12 @@ func TestNoCrashLosesOrLeaksAnAddress(t *testing.T) {
 			},
 			"": func(t *rapid.T) {
 				for _, id := range allIDs {
-					addrs, scratch := m.held(id)
-					if owned[id] == "" && !unsure[id] && len(addrs)+len(scratch) > 0 {
-						t.Fatalf("%s was released and has %v %v", id, addrs, scratch)
+					if addrs := m.held(id); owned[id] == "" && !unsure[id] && len(addrs) > 0 {
+						t.Fatalf("%s was released and has %v", id, addrs)
 					}
 				}
 				for id, want := range owned {
-					if addrs, _ := m.held(id); strings.Join(addrs, " ") != want {
+					if addrs := m.held(id); strings.Join(addrs, " ") != want {
 						t.Fatalf("%s holds %v, Add returned %s", id, addrs, want)
 					}
 				}
@@ -317,9 +305,8 @@ func TestNoCrashLosesOrLeaksAnAddress(t *testing.T) {
 		for _, id := range allIDs {
 			del(id)
 		}
-		for name, n := range m.names {
-			torn := strings.Trim(n.data, "\x00") == "" // it is free
-			if name != lockName && !strings.HasPrefix(name, lastPrefix) && !torn {
+		for name := range m.names {
+			if name != lockName && !strings.HasPrefix(name, lastPrefix) {
 				t.Fatalf("in the end %s is left", name)
 			}
 		}
@@ -360,13 +347,13 @@ func TestFullOrReadOnlyDiskLeavesNothing(t *testing.T) {
 			if !errors.Is(err, disease.err) {
 				t.Errorf("%v at change %d: %v", disease.err, step, err)
 			}
-			addrs, scratch := m.held("a")
+			left := append(m.held("a"), m.torn()...)
 			if disease.err == unix.EROFS {
 				continue // what is there can only stay; Del says so below
 			}
 			// One failed removal cannot be repeated; everything else is undone.
-			if len(addrs) > 0 || len(scratch) > 0 && disease.err == unix.ENOSPC {
-				t.Errorf("%v at change %d: left %v %v", disease.err, step, addrs, scratch)
+			if len(left) > 0 {
+				t.Errorf("%v at change %d: left %v", disease.err, step, left)
 			}
 		}
 	}
@@ -417,7 +404,7 @@ func TestAnAddressTakenWithoutTheLockIsNotTakenOver(t *testing.T) {
 	m := newModel()
 	p := newPlugin(Config{DataDir: "/data"}, m)
 	m.fault = func(op, name string) error {
-		if op == "link" && name == "10.0.0.2" && m.names[name] == nil {
+		if op == "create" && name == "10.0.0.2" && m.names[name] == nil {
 			m.create(name, "foreign\r\neth0", true)
 		}
 		return nil

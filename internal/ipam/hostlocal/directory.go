@@ -3,26 +3,21 @@ package hostlocal
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 
 	"braid.dev/braid/internal/ipam/request"
 )
 
-// Names in the directory of a network. The first two are the reference's. A
-// file by the name of an address, as Go prints it, records its holder.
+// Names in the directory of a network, which are the reference's. A file by the name of an address, as Go prints it, records its holder.
 const (
-	lockName      = "lock"
-	lastPrefix    = "last_reserved_ip." // followed by the number of the range set
-	scratchPrefix = ".braid-"           // a record that has no address yet
+	lockName   = "lock"
+	lastPrefix = "last_reserved_ip." // followed by the number of the range set
 )
 
 // files is the file system below the data dir.
@@ -35,11 +30,10 @@ type files interface {
 	Read(path string) ([]byte, error)
 	// Overwrite replaces the content of path, without waiting for the disk.
 	Overwrite(path string, data []byte) error
-	// Stage writes data to a new file in dir.
-	Stage(dir, prefix string, data []byte) (path string, err error)
-	// Link gives a file a second name. It fails with fs.ErrExist where
-	// somebody has taken the name.
-	Link(oldpath, newpath string) error
+	// Create writes data to a new file. It fails with fs.ErrExist where somebody
+	// has taken the name. A process that is killed leaves all of the data or an
+	// empty file.
+	Create(path string, data []byte) error
 	Remove(path string) error
 	// Sync makes the names in a directory durable.
 	Sync(dir string) error
@@ -86,7 +80,6 @@ type directory struct {
 	files
 	path    string
 	network *network
-	names   []string // since read
 	leave   func()
 }
 
@@ -147,7 +140,6 @@ func (d *directory) read(sets int) (state, error) {
 	if err != nil {
 		return state{}, fmt.Errorf("read address records: %w", err)
 	}
-	d.names = names
 	st := state{holders: make(map[netip.Addr]holder), torn: make(map[netip.Addr]bool), last: make([]netip.Addr, sets)}
 	seen := make(map[string]record)
 	for _, name := range names {
@@ -223,10 +215,10 @@ func (d *directory) readLast(i int) netip.Addr {
 	return a
 }
 
-// record links the staged record under its address. What the set gave last is
-// written first: a crash in between skips an address in the order, whereas the
-// other way round a failed write would have to be undone.
-func (d *directory) record(ch choice, staged string, torn bool) error {
+// record notes k under its address. What the set gave last is written first: a
+// crash in between skips an address in the order, whereas the other way round a
+// failed write would have to be undone.
+func (d *directory) record(ch choice, k key, torn bool) error {
 	err := d.Overwrite(filepath.Join(d.path, lastPrefix+strconv.Itoa(ch.set)), []byte(ch.addr.String()))
 	if err != nil {
 		return err
@@ -236,44 +228,16 @@ func (d *directory) record(ch choice, staged string, torn bool) error {
 			return err
 		}
 	}
-	return d.Link(staged, filepath.Join(d.path, ch.addr.String()))
+	return d.Create(filepath.Join(d.path, ch.addr.String()), []byte(k.holder()))
 }
 
+// remove removes all it can.
 func (d *directory) remove(addrs []netip.Addr) error {
-	var names []string
-	for _, a := range addrs {
-		names = append(names, a.String())
-	}
-	return d.removeNames(names)
-}
-
-// removeNames removes all it can.
-func (d *directory) removeNames(names []string) error {
 	var errs []error
-	for _, name := range names {
-		if err := d.Remove(filepath.Join(d.path, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("release %s: %w", name, err))
+	for _, a := range addrs {
+		if err := d.Remove(filepath.Join(d.path, a.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("release %s: %w", a, err))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// scratch returns the names of records that k's interrupted calls left without
-// an address.
-func (d *directory) scratch(k key) []string {
-	var names []string
-	for _, name := range d.names {
-		if strings.HasPrefix(name, k.stagePrefix()) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-// stagePrefix lets a later call find what this attachment's calls left, without
-// reading files. It is a hash because an interface name may contain anything
-// that a file name may, and the container ID may be long.
-func (k key) stagePrefix() string {
-	sum := sha256.Sum256([]byte(k.holder()))
-	return scratchPrefix + hex.EncodeToString(sum[:8]) + "-"
 }

@@ -79,19 +79,18 @@ func (disk) Overwrite(path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-func (disk) Stage(dir, prefix string, data []byte) (string, error) {
-	f, err := os.CreateTemp(dir, prefix+"*") // mode 0600
+// Create writes at once what is shorter than a page: no signal comes in between.
+func (disk) Create(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return "", err
+		return err
 	}
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Close()); err != nil {
-		return "", errors.Join(err, os.Remove(f.Name()))
+		return errors.Join(err, os.Remove(path))
 	}
-	return f.Name(), nil
+	return nil
 }
-
-func (disk) Link(oldpath, newpath string) error { return os.Link(oldpath, newpath) }
 
 func (disk) Remove(path string) error { return os.Remove(path) }
 

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 
@@ -109,40 +108,13 @@ func (p *plugin) Add(ctx context.Context, r ipam.Request) (*current.Result, erro
 	return res, nil
 }
 
-// reserve writes the record aside and links it under each address, so that a
-// crash of the process at any moment leaves whole records or none. It does not
-// wait for the disk: a power failure that takes a record takes the container
-// that has the address too.
+// reserve chooses and records the addresses under the lock of the network. On
+// error k holds nothing any more. It does not wait for the disk: a power failure
+// that takes a record takes the container that has the address too.
 func (p *plugin) reserve(ctx context.Context, c config, k key) ([]choice, error) {
 	if err := p.files.MakeDir(c.dir); err != nil {
 		return nil, fmt.Errorf("make directory of the network: %w", err)
 	}
-	staged, err := p.files.Stage(c.dir, k.stagePrefix(), []byte(k.holder()))
-	if err != nil {
-		return nil, fmt.Errorf("write address record: %w", err)
-	}
-	choices, err := p.take(ctx, c, k, staged)
-	if rmErr := p.files.Remove(staged); err == nil && rmErr != nil {
-		err = errors.Join(fmt.Errorf("remove scratch file: %w", rmErr), p.undo(ctx, c.dir, k))
-	}
-	if err != nil {
-		return nil, err
-	}
-	return choices, nil
-}
-
-// undo releases what k holds, also when the time of the request is up.
-func (p *plugin) undo(ctx context.Context, dir string, k key) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
-	return p.release(ctx, dir, k)
-}
-
-const undoTime = 5 * time.Second
-
-// take chooses and records the addresses under the lock of the network. On
-// error k holds nothing any more.
-func (p *plugin) take(ctx context.Context, c config, k key, staged string) ([]choice, error) {
 	d, err := p.enter(ctx, c.dir)
 	if err != nil {
 		return nil, err
@@ -152,13 +124,11 @@ func (p *plugin) take(ctx context.Context, c config, k key, staged string) ([]ch
 	if err != nil {
 		return nil, err
 	}
-	choices, err := d.fill(c, k, st, staged)
+	choices, err := d.fill(c, k, st)
 	keep := func(a netip.Addr) bool {
 		return slices.ContainsFunc(choices, func(ch choice) bool { return ch.addr == a })
 	}
-	drop := slices.DeleteFunc(st.heldBy(k), keep)
-	left := slices.DeleteFunc(d.scratch(k), func(name string) bool { return name == filepath.Base(staged) })
-	if dropErr := errors.Join(d.remove(drop), d.removeNames(left)); dropErr != nil {
+	if dropErr := d.remove(slices.DeleteFunc(st.heldBy(k), keep)); dropErr != nil {
 		return nil, errors.Join(err, dropErr)
 	}
 	return choices, err
@@ -166,7 +136,7 @@ func (p *plugin) take(ctx context.Context, c config, k key, staged string) ([]ch
 
 // fill records one new address after the other until each range set has given
 // one. It updates st with what it did.
-func (d *directory) fill(c config, k key, st state, staged string) ([]choice, error) {
+func (d *directory) fill(c config, k key, st state) ([]choice, error) {
 	for {
 		choices, err := choose(c.sets, c.asked, st, k)
 		if err != nil {
@@ -178,7 +148,7 @@ func (d *directory) fill(c config, k key, st state, staged string) ([]choice, er
 		}
 		ch := choices[i]
 		holder := k.holder()
-		err = d.record(ch, staged, st.torn[ch.addr])
+		err = d.record(ch, k, st.torn[ch.addr])
 		if errors.Is(err, fs.ErrExist) {
 			// Somebody who does not take the lock was faster, such as another
 			// node on a shared file system that emulates locks.
@@ -194,7 +164,7 @@ func (d *directory) fill(c config, k key, st state, staged string) ([]choice, er
 }
 
 // Del releases every address that the attachment holds in the network, from
-// whatever ranges. It reads nothing of the configuration but the name and
+// whatever ranges, and those whose files a crash left empty. It reads nothing of the configuration but the name and
 // ipam.dataDir.
 func (p *plugin) Del(ctx context.Context, r ipam.Request) error {
 	if err := request.Identity(r); err != nil {
@@ -217,7 +187,7 @@ func (p *plugin) release(ctx context.Context, dir string, k key) error {
 	}
 	st, err := d.read(0)
 	if err == nil {
-		err = errors.Join(d.remove(st.releasable(k)), d.removeNames(d.scratch(k)))
+		err = d.remove(append(st.releasable(k), st.ownerless()...))
 	}
 	d.leave()
 	// Who asked forgets the container now. Also when there was nothing to

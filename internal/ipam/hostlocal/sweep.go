@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +43,7 @@ func (p *plugin) sweep(ctx context.Context, dir, containerID string) error {
 	if err != nil {
 		return err
 	}
-	var held []netip.Addr
+	held := st.ownerless()
 	for addr, h := range st.holders {
 		if id, _, _ := strings.Cut(string(h), lineBreak); id == containerID {
 			held = append(held, addr)
