@@ -33,7 +33,7 @@ import (
 // Store is what attach needs of package store.
 type Store interface {
 	Begin(ctx context.Context, records []store.Record) error
-	Attached(ctx context.Context, k store.Key, made store.Made) error
+	Attached(ctx context.Context, made ...store.Made) error
 	Remove(ctx context.Context, keys ...store.Key) error
 	Rebuild(ctx context.Context, records []store.Record, damaged []store.Key) error
 	Sandbox(containerID, ifName string) ([]store.Record, error)
@@ -233,16 +233,10 @@ type progress struct {
 	ahead int
 }
 
-// attachAll attaches one after the other. A result is stored while the next
-// attachment is being made; all are stored when it returns nil. The last one
-// comes after the routes are settled: as long as it is missing, a repeated
-// request begins anew.
+// attachAll attaches one after the other. The results are stored in one step,
+// once the routes are settled: as long as they are missing, a repeated request
+// begins anew, and DEL does without them.
 func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) error {
-	var writes errgroup.Group
-	keep := func(i int) {
-		key, made := pr.records[i].Key(), store.Made{Result: pr.records[i].Result, DeviceInfo: pr.records[i].DeviceInfo}
-		writes.Go(func() error { return a.Store.Attached(ctx, key, made) })
-	}
 	var pod *rtnl.Handle
 	if reach.NS != nil && routesMatter(pr.attachments()) {
 		var err error
@@ -251,36 +245,40 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) err
 		}
 		defer pod.Close()
 	}
-	brought, err := a.makeAll(ctx, pr, reach, pod, keep)
+	brought, err := a.makeAll(ctx, pr, reach, pod)
+	if err == nil && pod != nil {
+		err = pr.settle(brought, pod)
+	}
 	if err != nil {
-		return errors.Join(err, writes.Wait())
-	}
-	if pod != nil {
-		// What is stored already is stored again if it changed: not before.
-		if err := writes.Wait(); err != nil {
-			return err
-		}
-		if err := pr.settle(brought, pod, keep); err != nil {
-			return errors.Join(err, writes.Wait())
-		}
-	}
-	if last := len(pr.records) - 1; last >= 0 {
-		keep(last)
+		return err
 	}
 	if reach.Made != nil {
 		reach.Made(pr.done)
 	}
-	return writes.Wait()
+	return a.Store.Attached(ctx, made(pr.records...)...)
 }
 
-// makeAll makes the attachments, and has each result but the last one kept.
-// Where pod is not nil it returns the default routes that each brought, and that
-// are lifted out of the namespace.
-func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle, keep func(i int)) ([][]rtnl.Route, error) {
+// made is what the ADDs of these records came to.
+func made(records ...store.Record) []store.Made {
+	list := make([]store.Made, len(records))
+	for i, r := range records {
+		list[i] = store.Made{Key: r.Key(), Result: r.Result, DeviceInfo: r.DeviceInfo}
+	}
+	return list
+}
+
+// makeAll makes the attachments. Where pod is not nil it returns the default
+// routes that each brought, and that are lifted out of the namespace.
+//
+// A program's DEL may need the result of its ADD, which may have taken long. It is
+// stored while the next attachment is being made.
+func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle) (brought [][]rtnl.Route, err error) {
 	chains, foretold := a.chains(pr.records, reach)
+	var early errgroup.Group
+	defer func() { err = errors.Join(err, early.Wait()) }()
 	var telling sync.WaitGroup
 	defer telling.Wait()
-	brought := make([][]rtnl.Route, len(chains))
+	brought = make([][]rtnl.Route, len(chains))
 	for i, c := range chains {
 		if i == foretold {
 			pr.ahead = len(chains) - i
@@ -302,8 +300,8 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 				return nil, c.aboutRoutes(err)
 			}
 		}
-		if i+1 < len(chains) {
-			keep(i)
+		if r := pr.records[i]; i+1 < len(chains) && c.runsProgram() {
+			early.Go(func() error { return a.Store.Attached(ctx, made(r)...) })
 		}
 	}
 	return brought, nil
@@ -330,9 +328,9 @@ func (pr *progress) attachments() []plan.Attachment {
 	return list
 }
 
-// settle decides on the default routes, puts them in, and has the results that
-// change because of it stored.
-func (pr *progress) settle(brought [][]rtnl.Route, pod *rtnl.Handle, keep func(i int)) error {
+// settle decides on the default routes, puts them in, and changes the results
+// of which they are a part.
+func (pr *progress) settle(brought [][]rtnl.Route, pod *rtnl.Handle) error {
 	s, err := settle(pr.done, brought)
 	if err == nil {
 		err = s.put(pod, pr.done)
@@ -348,9 +346,6 @@ func (pr *progress) settle(brought [][]rtnl.Route, pod *rtnl.Handle, keep func(i
 		pr.done[i].Result = s.results[i]
 		if pr.records[i].Result, err = json.Marshal(s.results[i]); err != nil {
 			return err
-		}
-		if i+1 < len(pr.records) {
-			keep(i)
 		}
 	}
 	return nil

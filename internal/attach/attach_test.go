@@ -40,7 +40,7 @@ func TestSpec33AttachmentsAreMadeInOrderAndRemovedInReverse(t *testing.T) {
 			t.Errorf("%v has no result", r.Key())
 		}
 	}
-	// Results are stored beside the next attachment's work.
+	// A program's result is stored beside the next attachment's work.
 	var order []string
 	for _, line := range m.takeLog() {
 		if line != "store attached" {
@@ -605,18 +605,14 @@ func (s spying) Detach(ctx context.Context, spec driver.Spec) error {
 	return s.native.Detach(ctx, spec)
 }
 
-// lateStore stores the result of the last attachment once told is closed.
+// lateStore stores results once told is closed.
 type lateStore struct {
 	Store
-	last int
 	told chan struct{}
 	err  error
 }
 
-func (s lateStore) Attached(ctx context.Context, k store.Key, made store.Made) error {
-	if k.Index != s.last {
-		return s.Store.Attached(ctx, k, made)
-	}
+func (s lateStore) Attached(ctx context.Context, made ...store.Made) error {
 	select {
 	case <-s.told:
 	case <-ctx.Done():
@@ -625,14 +621,56 @@ func (s lateStore) Attached(ctx context.Context, k store.Key, made store.Made) e
 	if s.err != nil {
 		return s.err
 	}
-	return s.Store.Attached(ctx, k, made)
+	return s.Store.Attached(ctx, made...)
+}
+
+// listingStore lists which attachments' results it was given together.
+type listingStore struct {
+	Store
+	calls *[][]int
+}
+
+func (s listingStore) Attached(ctx context.Context, made ...store.Made) error {
+	var call []int
+	for _, m := range made {
+		call = append(call, m.Key.Index)
+	}
+	*s.calls = append(*s.calls, call)
+	return s.Store.Attached(ctx, made...)
+}
+
+// TestResultsAreStoredInOneStep: only a program's DEL may need its result
+// while the ADD as a whole has none.
+func TestResultsAreStoredInOneStep(t *testing.T) {
+	for _, c := range []struct {
+		plugins []string
+		want    [][]int
+	}{
+		{[]string{"one", "two", "one"}, [][]int{{0, 1, 2}}},
+		{[]string{"one", "foreign", "two"}, [][]int{{1}, {0, 1, 2}}},
+		{[]string{"one", "two", "foreign"}, [][]int{{0, 1, 2}}},
+	} {
+		m := newMachine(t, t.TempDir())
+		var calls [][]int
+		m.Store = listingStore{m.Store, &calls}
+		var p plan.Plan
+		for i, plugin := range c.plugins {
+			p.Attachments = append(p.Attachments, network(fmt.Sprint("net", i), plugin))
+		}
+		if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(c.want, calls); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", c.plugins, diff)
+		}
+	}
 }
 
 // TestWhatIsMadeIsToldWhileItIsStored: the cluster hears of it meanwhile.
 func TestWhatIsMadeIsToldWhileItIsStored(t *testing.T) {
 	for _, broken := range []error{nil, errors.New("no space")} {
 		m := newMachine(t, t.TempDir())
-		s := lateStore{m.Store, 1, make(chan struct{}), broken}
+		s := lateStore{m.Store, make(chan struct{}), broken}
 		m.Store = s
 		reach := m.reach()
 		var told []Attached

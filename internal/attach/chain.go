@@ -63,6 +63,14 @@ func (a *Attacher) chain(r store.Record, reach Reach) chain {
 
 func (c chain) plugins() []plan.Plugin { return c.record.Attachment.Config.Plugins }
 
+// runsProgram reports whether a plugin of the chain is a program.
+func (c chain) runsProgram() bool {
+	return slices.ContainsFunc(c.plugins(), func(p plan.Plugin) bool {
+		_, ok := c.attacher.Drivers[p.Type]
+		return !ok
+	})
+}
+
 // member prepares the i-th plugin. prev is what it finds as prevResult; final
 // is the attachment's result for a driver, which CNI's older versions do not
 // pass on.

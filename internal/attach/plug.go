@@ -73,7 +73,7 @@ func (a *Attacher) plug(ctx context.Context, pr *progress, reach Reach) error {
 		return err
 	}
 	pr.records[0].Result, pr.records[0].DeviceInfo = raw, pr.done[0].DeviceInfo
-	return a.Store.Attached(ctx, pr.records[0].Key(), store.Made{Result: raw, DeviceInfo: pr.done[0].DeviceInfo})
+	return a.Store.Attached(ctx, made(pr.records...)...)
 }
 
 func (c chain) aboutRoutes(err error) error {

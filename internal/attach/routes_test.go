@@ -3,13 +3,13 @@ package attach
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -351,52 +351,31 @@ func (p *pod) observe() string {
 	return text
 }
 
-// stopsAfter is a store that fails from the n-th result on, as when braidd is
-// killed there. Results of one ADD are stored side by side.
-type stopsAfter struct {
-	*store.Store
-	left *atomic.Int64
-}
-
-func (s stopsAfter) Attached(ctx context.Context, k store.Key, made store.Made) error {
-	if s.left.Add(-1) < 0 {
-		return errPower
-	}
-	return s.Store.Attached(ctx, k, made)
-}
-
 // A repeated ADD after a crash must not answer with results of before the
 // routes were settled.
-func TestCrashBeforeTheRoutesAreSettledBeginsAnew(t *testing.T) {
-	// eth0 and net1 bring a default route: two results before, one change.
-	for n := range 3 {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			p := newPod(t)
-			planned, err := p.plan("pods4", "lan,exclusive")
-			if err != nil {
-				t.Fatal(err)
-			}
-			// The power goes: there is no rollback either.
-			pr := progress{records: intents(p.sandbox(), planned)}
-			if err := p.store.Begin(t.Context(), pr.records); err != nil {
-				t.Fatal(err)
-			}
-			var left atomic.Int64
-			left.Store(int64(n))
-			crashing := *p.Attacher
-			crashing.Store = stopsAfter{p.store, &left}
-			if err := crashing.attachAll(t.Context(), &pr, Reach{NS: p.ns}); err == nil {
-				t.Fatal("it did not crash")
-			}
-			done, err := p.Add(t.Context(), p.sandbox(), planned, Reach{NS: p.ns})
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := []string{"eth0 10.244.1.1", "net1 fd00:7::1"}
-			if results, _ := told(done); !slices.Equal(results, want) || !slices.Equal(p.defaults(), want) {
-				t.Errorf("results %v, kernel %v", results, p.defaults())
-			}
-		})
+func TestCrashBeforeTheResultsAreStoredBeginsAnew(t *testing.T) {
+	p := newPod(t)
+	planned, err := p.plan("pods4", "lan,exclusive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The power goes: there is no rollback either.
+	pr := progress{records: intents(p.sandbox(), planned)}
+	if err := p.store.Begin(t.Context(), pr.records); err != nil {
+		t.Fatal(err)
+	}
+	crashing := *p.Attacher
+	crashing.Store = forgetful{p.store}
+	if err := crashing.attachAll(t.Context(), &pr, Reach{NS: p.ns}); !errors.Is(err, errFull) {
+		t.Fatalf("attachAll = %v, want a crash", err)
+	}
+	done, err := p.Add(t.Context(), p.sandbox(), planned, Reach{NS: p.ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"eth0 10.244.1.1", "net1 fd00:7::1"}
+	if results, _ := told(done); !slices.Equal(results, want) || !slices.Equal(p.defaults(), want) {
+		t.Errorf("results %v, kernel %v", results, p.defaults())
 	}
 }
 

@@ -318,7 +318,7 @@ func TestRecordsMakeTheSameStatusAsTheAdd(t *testing.T) {
 			if err := s.Begin(t.Context(), []store.Record{r}); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Attached(t.Context(), r.Key(), store.Made{Result: raw, DeviceInfo: info}); err != nil {
+			if err := s.Attached(t.Context(), store.Made{Key: r.Key(), Result: raw, DeviceInfo: info}); err != nil {
 				t.Fatal(err)
 			}
 			records, err := s.Sandbox(id, "eth0")

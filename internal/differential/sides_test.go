@@ -103,12 +103,14 @@ func (r *records) Begin(_ context.Context, new []store.Record) error {
 	return nil
 }
 
-func (r *records) Attached(_ context.Context, k store.Key, made store.Made) error {
+func (r *records) Attached(_ context.Context, made ...store.Made) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := range r.all {
-		if r.all[i].Key() == k {
-			r.all[i].Result, r.all[i].DeviceInfo = made.Result, made.DeviceInfo
+	for _, m := range made {
+		for i := range r.all {
+			if r.all[i].Key() == m.Key {
+				r.all[i].Result, r.all[i].DeviceInfo = m.Result, m.DeviceInfo
+			}
 		}
 	}
 	return nil

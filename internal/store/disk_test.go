@@ -39,7 +39,7 @@ func TestFullDiskIsAnErrorUntilThereIsSpaceAgain(t *testing.T) {
 
 	must(t, os.Remove(ballast))
 	must(t, s.Healthy(ctx))
-	must(t, s.Attached(ctx, Key{"first", "eth0", 0}, Made{Result: json.RawMessage(`{}`)}))
+	must(t, s.Attached(ctx, Made{Key: Key{"first", "eth0", 0}, Result: json.RawMessage(`{}`)}))
 	must(t, s.Remove(ctx, stored...))
 	must(t, s.Close())
 	got, err = open(t, dir).All()

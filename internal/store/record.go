@@ -66,8 +66,9 @@ type Record struct {
 	Leaving bool `json:"leaving,omitempty"`
 }
 
-// Made is what an ADD came to, as in the Record.
+// Made is what the ADD of one attachment came to, as in its Record.
 type Made struct {
+	Key        Key
 	Result     json.RawMessage
 	DeviceInfo json.RawMessage
 }

@@ -140,39 +140,47 @@ func (s *Store) Begin(ctx context.Context, records []Record) error {
 	return s.write(ctx, func(tx *bbolt.Tx) error { return put(tx, entries) })
 }
 
-// Attached completes a record with what came of its ADD.
-func (s *Store) Attached(ctx context.Context, k Key, made Made) error {
-	key, err := k.encode()
-	if err != nil {
-		return fmt.Errorf("store result: %w", err)
-	}
-	if !json.Valid(made.Result) {
-		return fmt.Errorf("store result of %v: it is not JSON", k)
-	}
-	if len(made.DeviceInfo) > 0 && !json.Valid(made.DeviceInfo) {
-		return fmt.Errorf("store device info of %v: it is not JSON", k)
+// Attached completes records with what came of their ADDs, all of them or none.
+func (s *Store) Attached(ctx context.Context, made ...Made) error {
+	for _, m := range made {
+		if !json.Valid(m.Result) {
+			return fmt.Errorf("store result of %v: it is not JSON", m.Key)
+		}
+		if len(m.DeviceInfo) > 0 && !json.Valid(m.DeviceInfo) {
+			return fmt.Errorf("store device info of %v: it is not JSON", m.Key)
+		}
 	}
 	// An outcome of this one change must not fail those committed with it.
-	var missing error
-	err = s.write(ctx, func(tx *bbolt.Tx) error {
-		missing = nil
-		b := tx.Bucket(bucketAttachments)
-		r, err := decodeRecord(k, b.Get(key))
-		if err != nil {
-			missing = fmt.Errorf("store result: record of %v: %w", k, err)
+	var refused error
+	err := s.write(ctx, func(tx *bbolt.Tx) error {
+		var entries []entry
+		if entries, refused = complete(tx, made); refused != nil {
 			return nil
 		}
-		r.Result, r.DeviceInfo = made.Result, made.DeviceInfo
-		value, err := encodeRecord(r)
-		if err != nil {
-			return err
-		}
-		return b.Put(key, value)
+		return put(tx, entries)
 	})
 	if err != nil {
 		return err
 	}
-	return missing
+	return refused
+}
+
+// complete is the records that lie in the store with what came of their ADDs.
+func complete(tx *bbolt.Tx, made []Made) ([]entry, error) {
+	completed := make([]Record, len(made))
+	for i, m := range made {
+		key, err := m.Key.encode()
+		if err != nil {
+			return nil, fmt.Errorf("store result: %w", err)
+		}
+		r, err := decodeRecord(m.Key, tx.Bucket(bucketAttachments).Get(key))
+		if err != nil {
+			return nil, fmt.Errorf("store result: record of %v: %w", m.Key, err)
+		}
+		r.Result, r.DeviceInfo = m.Result, m.DeviceInfo
+		completed[i] = r
+	}
+	return encodeAll(completed)
 }
 
 // Remove forgets records, damaged ones included. Removing what is not there

@@ -68,7 +68,7 @@ func TestRecordsSurviveReopeningByteForByte(t *testing.T) {
 	must(t, s.Begin(ctx, []Record{record("c1", "eth", 0), record("c", "eth0", 0), record("c11", "eth0", 0)}))
 	result := json.RawMessage(`{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.1/24"}]}`)
 	device := json.RawMessage(`{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:01:02.2"}}`)
-	must(t, s.Attached(ctx, want[3].Key(), Made{Result: result, DeviceInfo: device}))
+	must(t, s.Attached(ctx, Made{Key: want[3].Key(), Result: result, DeviceInfo: device}))
 	want[3].Result, want[3].DeviceInfo = result, device
 	must(t, s.Close())
 
@@ -98,14 +98,14 @@ func TestRemoveForgetsAndMayBeRepeated(t *testing.T) {
 
 func TestResultWithoutRecordIsRefused(t *testing.T) {
 	s, ctx := open(t, t.TempDir()), context.Background()
-	if err := s.Attached(ctx, Key{"c1", "eth0", 0}, Made{Result: json.RawMessage(`{}`)}); err == nil {
+	if err := s.Attached(ctx, Made{Key: Key{"c1", "eth0", 0}, Result: json.RawMessage(`{}`)}); err == nil {
 		t.Error("a result was stored for an attachment that never began")
 	}
 	must(t, s.Begin(ctx, []Record{record("c1", "eth0", 0)}))
-	if err := s.Attached(ctx, Key{"c1", "eth0", 0}, Made{Result: json.RawMessage(`{`)}); err == nil {
+	if err := s.Attached(ctx, Made{Key: Key{"c1", "eth0", 0}, Result: json.RawMessage(`{`)}); err == nil {
 		t.Error("a result that is not JSON was stored")
 	}
-	if err := s.Attached(ctx, Key{"c1", "eth0", 0}, Made{Result: json.RawMessage(`{}`), DeviceInfo: json.RawMessage(`{`)}); err == nil {
+	if err := s.Attached(ctx, Made{Key: Key{"c1", "eth0", 0}, Result: json.RawMessage(`{}`), DeviceInfo: json.RawMessage(`{`)}); err == nil {
 		t.Error("device info that is not JSON was stored")
 	}
 }
@@ -287,7 +287,7 @@ func TestParallelWritersAreAllStored(t *testing.T) {
 			r := record(fmt.Sprintf("c%d", i), "eth0", 0)
 			if err := errors.Join(
 				s.Begin(ctx, []Record{r}),
-				s.Attached(ctx, r.Key(), Made{Result: json.RawMessage(`{}`)}),
+				s.Attached(ctx, Made{Key: r.Key(), Result: json.RawMessage(`{}`)}),
 			); err != nil {
 				t.Error(err)
 			}
@@ -386,7 +386,7 @@ func TestStoreEqualsAMap(t *testing.T) {
 				model[k] = r
 			case 1:
 				r, ok := model[k]
-				if err := s.Attached(ctx, k, Made{Result: json.RawMessage(`{"x":1}`)}); (err == nil) != ok {
+				if err := s.Attached(ctx, Made{Key: k, Result: json.RawMessage(`{"x":1}`)}); (err == nil) != ok {
 					rt.Fatalf("Attached(%v) = %v, known: %v", k, err, ok)
 				}
 				if ok {
@@ -443,7 +443,7 @@ func BenchmarkBeginAttachedRemove(b *testing.B) {
 	r := record("c1", "eth0", 0)
 	for b.Loop() {
 		must(b, s.Begin(ctx, []Record{r}))
-		must(b, s.Attached(ctx, r.Key(), Made{Result: json.RawMessage(`{}`)}))
+		must(b, s.Attached(ctx, Made{Key: r.Key(), Result: json.RawMessage(`{}`)}))
 		must(b, s.Remove(ctx, r.Key()))
 	}
 }
