@@ -314,7 +314,7 @@ func (a *Attacher) chains(records []store.Record, reach Reach) (list []chain, fo
 		list = append(list, a.chain(r, reach))
 	}
 	foretold = len(list)
-	if reach.Foretold != nil && len(list) > 1 {
+	if reach.Foretold != nil {
 		foretold = foreseeable(list)
 	}
 	return list, foretold

@@ -34,8 +34,7 @@ type Reach struct {
 	// fail.
 	Made func([]Attached)
 	// Foretold, if not nil, is told what Add will come to before all of it is
-	// made, where that can be known and there is more than one attachment. It
-	// must not wait. Add may still fail, or come to something else: then Made is
+	// made, where that can be known. It must not wait. Add may still fail, or come to something else: then Made is
 	// told of that. It is called at most once, before Made.
 	Foretold func([]Attached)
 }

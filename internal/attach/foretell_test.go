@@ -62,11 +62,10 @@ func TestWhatAnAddComesToIsToldBeforeItIsMade(t *testing.T) {
 	}
 }
 
-// TestNothingIsToldAheadThatIsNotKnown: not of a pod with one network, nor when
-// the last one is a program's.
+// TestNothingIsToldAheadThatIsNotKnown: not when the last one is a program's.
 func TestNothingIsToldAheadThatIsNotKnown(t *testing.T) {
 	for _, p := range []struct{ chains [][]string }{
-		{[][]string{{"sees+"}}},
+		{[][]string{{"one+"}}},
 		{[][]string{{"sees+"}, {"foreign"}}},
 		{[][]string{{"sees+"}, {"sees+", "foreign"}}},
 		{[][]string{{"sees+"}, {"one+"}}},

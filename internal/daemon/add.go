@@ -25,8 +25,10 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 		return nil, err
 	}
 	tell := teller{daemon: d, pod: pod}
-	r.reach.Foretold = func(done []attach.Attached) { tell.begin(ctx, done) }
-	r.reach.Made = r.reach.Foretold
+	r.reach.Made = func(done []attach.Attached) { tell.begin(ctx, done) }
+	if d.ConfDirNetworks > 1 || len(pod.Annotations) > 0 { // or else there is nothing to tell
+		r.reach.Foretold = r.reach.Made
+	}
 	done, err := d.attach(ctx, r, pod)
 	if err != nil {
 		tell.abandon(ctx)

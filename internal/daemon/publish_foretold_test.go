@@ -69,6 +69,21 @@ func TestStatusIsWrittenWhileTheNetworksAreMade(t *testing.T) {
 	}
 }
 
+// TestStatusOfAnEarlierSandboxIsReplacedWhileTheNetworkIsMade: of a pod that
+// has the default network alone.
+func TestStatusOfAnEarlierSandboxIsReplacedWhileTheNetworkIsMade(t *testing.T) {
+	n := newProphecy(t, "", nil)
+	n.set(func(c *cluster, _ *kernel) {
+		pod := c.pods["default/p"]
+		pod.Annotations = map[string]string{"k8s.v1.cni.cncf.io/network-status": `[{"name":"of an earlier sandbox"}]`}
+		c.pods["default/p"] = pod
+	})
+	n.ok("ADD", "p")
+	if text := n.statusIs("p"); strings.Contains(text, "earlier") {
+		t.Errorf("status %s", text)
+	}
+}
+
 func TestStatusThatDidNotComeTrueIsReplaced(t *testing.T) {
 	n := newProphecy(t, "wrong.example", nil)
 	n.ok("ADD", "p")

@@ -43,6 +43,8 @@ type side struct {
 	name     string
 	runtime  *runtimeSide
 	networks string // the pods' annotation; for Braid only
+	// status says that the pods have a network status, of an earlier sandbox.
+	status bool
 }
 
 // BenchmarkPods measures what a runtime waits for, with Braid and with the
@@ -127,12 +129,13 @@ func newWorld(b *testing.B) *world {
 	manifest := w.definitions(4)
 	braid := string(w.conf(b))
 	w.sides = []side{
-		{"direct", w.runtime(b, direct), ""},
-		{"direct-alone", w.runtime(b, w.without(foreign, "portmap")), ""},
-		{"default", w.runtime(b, braid), ""},
-		{"native1", w.runtime(b, braid), "bench1"},
-		{"native4", w.runtime(b, braid), "bench1,bench2,bench3,bench4"},
-		{"executed1", w.runtime(b, braid), "foreign"},
+		{name: "direct", runtime: w.runtime(b, direct)},
+		{name: "direct-alone", runtime: w.runtime(b, w.without(foreign, "portmap"))},
+		{name: "default", runtime: w.runtime(b, braid)},
+		{name: "default-told", runtime: w.runtime(b, braid), status: true},
+		{name: "native1", runtime: w.runtime(b, braid), networks: "bench1"},
+		{name: "native4", runtime: w.runtime(b, braid), networks: "bench1,bench2,bench3,bench4"},
+		{name: "executed1", runtime: w.runtime(b, braid), networks: "foreign"},
 	}
 	if *only != "" {
 		match := regexp.MustCompile(*only)
@@ -140,7 +143,7 @@ func newWorld(b *testing.B) *world {
 	}
 	for _, s := range w.sides {
 		for i := range together {
-			manifest = append(manifest, podManifest(podName(s, i), s.networks))
+			manifest = append(manifest, podManifest(podName(s, i), s.networks, s.status))
 		}
 	}
 	w.declare(b, manifest)
@@ -229,8 +232,11 @@ func definitionManifest(name, config string) any {
 		"metadata": map[string]any{"name": name, "namespace": "default"}, "spec": map[string]any{"config": config}}
 }
 
-func podManifest(name, networks string) any {
+func podManifest(name, networks string, status bool) any {
 	annotations := map[string]string{}
+	if status {
+		annotations[statusKey] = "[]"
+	}
 	if networks != "" {
 		annotations["k8s.v1.cni.cncf.io/networks"] = networks
 	}
@@ -389,7 +395,7 @@ func (w *world) reportStatusWrite(b *testing.B) {
 	for i := range 200 {
 		start := time.Now()
 		err := w.api.patch(b.Context(), "/api/v1/namespaces/default/pods/"+name+"/status",
-			object{"metadata": object{"annotations": object{"k8s.v1.cni.cncf.io/network-status": fmt.Sprintf("[%d]", i)}}})
+			object{"metadata": object{"annotations": object{statusKey: fmt.Sprintf("[%d]", i)}}})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -484,9 +490,9 @@ func (w *world) reportDaemon(b *testing.B) {
 			{"type":"bridge","bridge":"braidbench1","vlan":%d,"ipam":{"type":"host-local","subnet":"10.83.0.0/22","routes":[{"dst":"10.0.0.0/8"}]}},
 			{"type":"tuning","sysctl":{"net.ipv4.conf.IFNAME.arp_filter":"1"}}]}`, i, i+1)))
 	}
-	full := side{"full", w.runtime(b, string(w.conf(b))), "bench1"}
+	full := side{name: "full", runtime: w.runtime(b, string(w.conf(b))), networks: "bench1"}
 	for i := range pods {
-		manifest = append(manifest, podManifest(podName(full, i), full.networks))
+		manifest = append(manifest, podManifest(podName(full, i), full.networks, full.status))
 	}
 	w.declare(b, manifest)
 	w.learnPods(b)
