@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,35 +63,50 @@ func TestEmulatedCiliumAndIPVlan(t *testing.T) {
 	}
 }
 
-// ipvlanAcrossNodes has pods of that network on two nodes, in each mode of
-// ipvlan. The scenario's pods are gone: a port of a bridge can be no master.
+// ipvlanModes are those of the ipvlan plugin.
+var ipvlanModes = []string{"l3", "l2", "l3s"}
+
+// ipvlanAcrossNodes has a pod on each of two nodes, with such a network in each
+// mode. The scenario's pods are gone: a port of a bridge can be no master.
 func (s *scenario) ipvlanAcrossNodes(t *testing.T) {
-	for i, node := range s.lab.Nodes() {
-		s.on(t, node, fmt.Sprintf("ip link set trunk0 nomaster && ip addr add 192.168.1.%d/24 dev trunk0 && ip link set trunk0 up", 101+i))
+	onOne, onTwo := s.ipvlanNetworks(t, "node1", 1), s.ipvlanNetworks(t, "node2", 2)
+	s.pod(t, "one", "node1", strings.Join(onOne, ","))
+	s.pod(t, "two", "node2", strings.Join(onTwo, ","))
+	s.running(t)
+	one, two := s.look(t, "one"), s.look(t, "two")
+	s.isAsInTheSeed(t, one, append([]string{"default"}, onOne...)...)
+	s.isAsInTheSeed(t, two, append([]string{"default"}, onTwo...)...)
+	for i, mode := range ipvlanModes {
+		n := i + 1
+		link := fmt.Sprintf("net%d", n)
+		if mode != "l2" {
+			// Nobody answers for such a pod on the wire: the nodes route.
+			s.on(t, "node1", fmt.Sprintf("ip route replace %s via 192.168.%d.102 dev trunk0.%d", two.address[link], n, n))
+			s.on(t, "node2", fmt.Sprintf("ip route replace %s via 192.168.%d.101 dev trunk0.%d", one.address[link], n, n))
+		}
+		s.pings(t, link, two.address[link])
 	}
-	for _, mode := range []string{"l3", "l2", "l3s"} {
-		t.Run(mode, func(t *testing.T) {
-			// host-local hands out addresses per node: each node has a range.
-			for i, node := range s.lab.Nodes() {
-				s.apply(t, networkOf("ipvlan-"+node, fmt.Sprintf(`{"cniVersion":"0.3.0","type":"ipvlan","master":"trunk0","mode":"%s","ipam":{"type":"host-local",
-      "subnet":"192.168.1.0/24","rangeStart":"192.168.1.%d","rangeEnd":"192.168.1.%d","gateway":"192.168.1.1"}}`, mode, 13+20*i, 17+20*i)))
-			}
-			s.pod(t, "one", "node1", "ipvlan-node1")
-			s.pod(t, "two", "node2", "ipvlan-node2")
-			s.running(t)
-			one, two := s.look(t, "one"), s.look(t, "two")
-			s.isAsInTheSeed(t, one, "default", "default/ipvlan-node1")
-			s.isAsInTheSeed(t, two, "default", "default/ipvlan-node2")
-			if mode != "l2" {
-				// Nobody answers for such a pod on the wire: the nodes route.
-				s.on(t, "node1", "ip route replace "+two.address["net1"]+" via 192.168.1.102 dev trunk0")
-				s.on(t, "node2", "ip route replace "+one.address["net1"]+" via 192.168.1.101 dev trunk0")
-			}
-			s.pings(t, "net1", two.address["net1"])
-			s.pings(t, "eth0", two.address["eth0"])
-			s.kubectl(t, "delete", "pod", "one", "two", "--wait")
-		})
+	s.pings(t, "eth0", two.address["eth0"])
+}
+
+// ipvlanNetworks makes the networks of one node and returns their names. All
+// links of one master have one mode, so each has a VLAN of the trunk as its
+// master; and host-local hands out addresses per node, so each node has ranges
+// of its own.
+func (s *scenario) ipvlanNetworks(t *testing.T, node string, number int) (names []string) {
+	t.Helper()
+	script, manifests := "ip link set trunk0 nomaster up", ""
+	for i, mode := range ipvlanModes {
+		n := i + 1
+		script += fmt.Sprintf(" && ip link add link trunk0 name trunk0.%[1]d type vlan id %[1]d && ip addr add 192.168.%[1]d.%[2]d/24 dev trunk0.%[1]d && ip link set trunk0.%[1]d up", n, 100+number)
+		manifests += "---\n" + networkOf(mode+"-"+node, fmt.Sprintf(`{"cniVersion":"0.3.0","type":"ipvlan","master":"trunk0.%[1]d","mode":%[2]q,"ipam":{"type":"host-local",
+      "subnet":"192.168.%[1]d.0/24","rangeStart":"192.168.%[1]d.%[3]d","rangeEnd":"192.168.%[1]d.%[4]d","gateway":"192.168.%[1]d.1"}}`,
+			n, mode, 10*number, 10*number+5))
+		names = append(names, "default/"+mode+"-"+node)
 	}
+	s.on(t, node, script)
+	s.apply(t, manifests)
+	return names
 }
 
 // TestClusterFlannelAndCilium gives pods Flannel (host-gw) as eth0 and Cilium
@@ -342,13 +358,20 @@ func (v podView) oneDefaultRoute(t *testing.T) {
 
 // isAsInTheSeed looks at the networks, links and flags of the network-status,
 // which the page shows, and at the routes: the default network's, with the
-// default route among them, and that of the extra network.
+// default route among them, and that of each extra network, the n-th of which
+// is 192.168.n.0/24.
 func (s *scenario) isAsInTheSeed(t *testing.T, pod podView, networks ...string) {
 	t.Helper()
 	path := `jsonpath={range .metadata.annotations}{.k8s\.v1\.cni\.cncf\.io/network-status}{end}`
 	status := strings.ReplaceAll(unspaced(s.kubectl(t, "get", "pod", pod.name, "-o", path)), "\n", "")
-	for i, link := range []string{"eth0", "net1"} {
-		want := fmt.Sprintf(`"name":%q,"interface":%q,"ips":[%q]`, networks[i], link, pod.address[link])
+	var routes []string
+	for i, network := range networks {
+		link := "eth0"
+		if i > 0 {
+			link = fmt.Sprintf("net%d", i)
+			routes = append(routes, fmt.Sprintf("192.168.%d.0/24 dev %s", i, link))
+		}
+		want := fmt.Sprintf(`"name":%q,"interface":%q,"ips":[%q]`, network, link, pod.address[link])
 		if !strings.Contains(status, want) {
 			t.Errorf("%s: no %s in the network-status %s", pod.name, want, status)
 		}
@@ -359,7 +382,8 @@ func (s *scenario) isAsInTheSeed(t *testing.T, pod podView, networks ...string) 
 			extra = append(extra, strings.TrimSpace(route))
 		}
 	}
-	if len(extra) != 1 || !strings.HasPrefix(extra[0], "192.168.1.0/24 dev net1") || strings.Count(pod.routes, "default via ") != 1 {
+	asWanted := slices.EqualFunc(extra, routes, strings.HasPrefix)
+	if !asWanted || strings.Count(pod.routes, "default via ") != 1 {
 		t.Errorf("%s: routes\n%s", pod.name, pod.routes)
 	}
 }
