@@ -11,9 +11,10 @@ import (
 	"braid.dev/braid/internal/kerneltest"
 )
 
-// TestClusterProfiles brings up a lab of each kind with two nodes, and has pods
-// reach each other across them. Flannel on user-mode-linux is that of
-// TestClusterOfTwoNodes, and the bridge that of package demo.
+// TestClusterProfiles brings up a lab of each kind with two nodes, one of them
+// with DNS, and has pods reach each other across them. Flannel on
+// user-mode-linux is that of TestClusterOfTwoNodes, and the bridge that of
+// package demo.
 func TestClusterProfiles(t *testing.T) {
 	needCluster(t)
 	for _, tc := range []struct {
@@ -29,8 +30,12 @@ func TestClusterProfiles(t *testing.T) {
 		{"cilium", "host", "cilium-dbg status --brief; ls /etc/cni/net.d", "OK\n05-cilium.conflist"},
 	} {
 		t.Run(strings.ReplaceAll(tc.cni, "+", "-")+" on "+string(tc.kernel), func(t *testing.T) {
-			ctx, l := upProfile(t, Config{CNI: tc.cni, NodeKernel: tc.kernel})
+			dns := tc.cni == "flannel"
+			ctx, l := upProfile(t, Config{CNI: tc.cni, NodeKernel: tc.kernel, DNS: dns})
 			podsTalk(ctx, t, l)
+			if dns {
+				servesDNS(ctx, t, l)
+			}
 			if out, err := l.NodeRun(ctx, "node1", "sh", "-c", tc.proof); err != nil || !strings.Contains(out, tc.want) {
 				t.Errorf("%s: %v, not %q in\n%s", tc.proof, err, tc.want, out)
 			}
@@ -58,9 +63,8 @@ func upProfile(t *testing.T, cfg Config) (context.Context, *Lab) {
 	return ctx, l
 }
 
-func TestClusterServesDNS(t *testing.T) {
-	needCluster(t)
-	ctx, l := upProfile(t, Config{CNI: "flannel", NodeKernel: "host", DNS: true})
+// servesDNS expects names of the cluster, and of nobody, to be answered for.
+func servesDNS(ctx context.Context, t *testing.T, l *Lab) {
 	if _, err := l.KubectlInput(ctx, strings.NewReader(twoPods), "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
