@@ -272,8 +272,8 @@ func TestChangesThatWereCutOffAreFinished(t *testing.T) {
 	n.cluster.takeEvents()
 	n.pod("p", "vlan,vlan@half")
 	n.start()
+	n.leaveHand() // or else that it is waited for is told first
 	n.follow()
-	n.leaveHand()
 	if before := n.toldOf("p: Add half "); !slices.Equal(before, []string{"p: Remove data from default/vlan; no longer asked for"}) {
 		t.Errorf("events before: %q", before)
 	}
