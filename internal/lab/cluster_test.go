@@ -131,7 +131,7 @@ func podsTalk(ctx context.Context, t *testing.T, l *Lab) {
 	}
 	// A connection that begins before kube-proxy knows the service never gets there.
 	if out := kubectl("exec", "client", "--", "timeout", "20", "sh", "-c",
-		"until wget -T 2 -q -O - http://"+service+"; do sleep 0.2; done"); !strings.HasSuffix(out, "hello") {
+		"until timeout 2 wget -q -O - http://"+service+"; do sleep 0.2; done"); !strings.HasSuffix(out, "hello") {
 		t.Errorf("the service's address answers %q", out)
 	}
 	conn, err := l.Dial(ctx, "tcp", net.JoinHostPort(server, "80"))
