@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -276,14 +275,12 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 	chains, foretold := a.chains(pr.records, reach)
 	var early errgroup.Group
 	defer func() { err = errors.Join(err, early.Wait()) }()
-	var telling sync.WaitGroup
-	defer telling.Wait()
 	brought = make([][]rtnl.Route, len(chains))
 	for i, c := range chains {
 		if i == foretold {
 			pr.ahead = len(chains) - i
 			done, brought := slices.Clone(pr.done), slices.Clone(brought[:i])
-			telling.Go(func() { foretell(ctx, chains[i:], done, brought, reach.Foretold) })
+			foretell(ctx, chains[i:], done, brought, reach.Foretold)
 		}
 		result, touched, err := c.attach(ctx)
 		if err == nil {
