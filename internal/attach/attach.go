@@ -269,8 +269,8 @@ func made(records ...store.Record) []store.Made {
 // makeAll makes the attachments. Where pod is not nil it returns the default
 // routes that each brought, and that are lifted out of the namespace.
 //
-// A program's DEL may need the result of its ADD, which may have taken long. It is
-// stored while the next attachment is being made.
+// A program's DEL may need the result of its ADD, which may have taken long. It
+// is stored while the next attachment is being made.
 func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle) (brought [][]rtnl.Route, err error) {
 	chains, foretold := a.chains(pr.records, reach)
 	var early errgroup.Group
@@ -279,8 +279,7 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 	for i, c := range chains {
 		if i == foretold {
 			pr.ahead = len(chains) - i
-			done, brought := slices.Clone(pr.done), slices.Clone(brought[:i])
-			foretell(ctx, chains[i:], done, brought, reach.Foretold)
+			foretell(ctx, chains[i:], pr.done, brought[:i], reach.Foretold)
 		}
 		result, touched, err := c.attach(ctx)
 		if err == nil {
@@ -297,7 +296,7 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 				return nil, c.aboutRoutes(err)
 			}
 		}
-		if r := pr.records[i]; i+1 < len(chains) && c.runsProgram() {
+		if r := pr.records[i]; i+1 < len(chains) && a.runsPrograms(r.Attachment.Config) {
 			early.Go(func() error { return a.Store.Attached(ctx, made(r)...) })
 		}
 	}
@@ -537,9 +536,11 @@ func (a *Attacher) Check(ctx context.Context, containerID, ifName string, reach 
 
 // AsksPrograms reports whether Status would run a program for this network.
 func (a *Attacher) AsksPrograms(n plan.Network) bool {
-	if !atLeast(n.CNIVersion, "1.1.0") {
-		return false
-	}
+	return atLeast(n.CNIVersion, "1.1.0") && a.runsPrograms(n)
+}
+
+// runsPrograms reports whether a plugin of the network is a program.
+func (a *Attacher) runsPrograms(n plan.Network) bool {
 	return slices.ContainsFunc(n.Plugins, func(p plan.Plugin) bool {
 		_, ok := a.Drivers[p.Type]
 		return !ok

@@ -34,8 +34,9 @@ type Reach struct {
 	// fail.
 	Made func([]Attached)
 	// Foretold, if not nil, is told what Add will come to before all of it is
-	// made, where that can be known. It must not wait. Add may still fail, or come to something else: then Made is
-	// told of that. It is called at most once, before Made.
+	// made, where that can be known. It must not wait. Add may still fail, or
+	// come to something else: then Made is told of that. It is called at most
+	// once, before Made.
 	Foretold func([]Attached)
 }
 
@@ -61,14 +62,6 @@ func (a *Attacher) chain(r store.Record, reach Reach) chain {
 }
 
 func (c chain) plugins() []plan.Plugin { return c.record.Attachment.Config.Plugins }
-
-// runsProgram reports whether a plugin of the chain is a program.
-func (c chain) runsProgram() bool {
-	return slices.ContainsFunc(c.plugins(), func(p plan.Plugin) bool {
-		_, ok := c.attacher.Drivers[p.Type]
-		return !ok
-	})
-}
 
 // member prepares the i-th plugin. prev is what it finds as prevResult; final
 // is the attachment's result for a driver, which CNI's older versions do not

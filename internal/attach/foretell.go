@@ -5,7 +5,7 @@ import (
 	"crypto/rand"
 	"net"
 	"net/netip"
-	"sync"
+	"slices"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 
@@ -65,6 +65,7 @@ func randomMAC() net.HardwareAddr {
 // foretell tells what the chains will come to, behind those that are done and
 // that brought these routes, if that can be known.
 func foretell(ctx context.Context, chains []chain, done []Attached, brought [][]rtnl.Route, tell func([]Attached)) {
+	done, brought = slices.Clone(done), slices.Clone(brought)
 	for _, c := range chains {
 		var result *current.Result
 		err := Safely(func() (err error) {
@@ -122,15 +123,12 @@ func defaultsOf(r *current.Result) []rtnl.Route {
 // know them. Each gets an answer of its own to work with.
 type once struct {
 	driver.IPAM
-	mu     sync.Mutex
 	result *current.Result
 	err    error
 }
 
 // Add returns the answer to its first call since a Del.
 func (o *once) Add(ctx context.Context) (*current.Result, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	if o.result == nil && o.err == nil {
 		o.result, o.err = o.IPAM.Add(ctx)
 	}
@@ -142,14 +140,9 @@ func (o *once) Add(ctx context.Context) (*current.Result, error) {
 
 // Del makes the answer void.
 func (o *once) Del(ctx context.Context) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.result, o.err = nil, nil
 	return o.IPAM.Del(ctx)
 }
-
-// Detached implements driver.Detached.
-func (*once) Detached() {}
 
 // copied is a result whose addresses and routes can be changed.
 func copied(r *current.Result) *current.Result {
@@ -164,5 +157,3 @@ func copied(r *current.Result) *current.Result {
 	out.DNS = *r.DNS.Copy()
 	return &out
 }
-
-var _ driver.Detached = (*once)(nil)

@@ -49,7 +49,7 @@ func TestEmulatedCiliumAndIPVlan(t *testing.T) {
 	s.install(t)
 	s.kubectl(t, "wait", "--for=condition=Ready", "--timeout=240s", "pod/first")
 	s.survivesCilium(t)
-	for _, mode := range []string{"l3", "l2", "l3s"} {
+	for _, mode := range ipvlanModes {
 		t.Run(mode, func(t *testing.T) {
 			s.apply(t, networkOf("ipvlan-conf-1", fmt.Sprintf(`{"cniVersion":"0.3.0","type":"ipvlan","master":"eth1","mode":"%s","ipam":{"type":"host-local",
       "subnet":"192.168.1.0/24","rangeStart":"192.168.1.13","rangeEnd":"192.168.1.17","gateway":"192.168.1.1"}}`, mode)))

@@ -14,7 +14,8 @@ import (
 	"braid.dev/braid/internal/ipam/request"
 )
 
-// Names in the directory of a network, which are the reference's. A file by the name of an address, as Go prints it, records its holder.
+// Names in the directory of a network, which are the reference's. A file by the
+// name of an address, as Go prints it, records its holder.
 const (
 	lockName   = "lock"
 	lastPrefix = "last_reserved_ip." // followed by the number of the range set

@@ -164,8 +164,8 @@ func (d *directory) fill(c config, k key, st state) ([]choice, error) {
 }
 
 // Del releases every address that the attachment holds in the network, from
-// whatever ranges, and those whose files a crash left empty. It reads nothing of the configuration but the name and
-// ipam.dataDir.
+// whatever ranges, and those whose files a crash left empty. It reads nothing of
+// the configuration but the name and ipam.dataDir.
 func (p *plugin) Del(ctx context.Context, r ipam.Request) error {
 	if err := request.Identity(r); err != nil {
 		return err
