@@ -71,7 +71,13 @@ func start(t *testing.T, c guest.Config) *guest.Guest {
 		t.Fatal(err)
 	}
 	t.Logf("guest %s is ready after %v", c.Name, time.Since(begin).Round(time.Millisecond))
-	t.Cleanup(func() { stop(t, g, c.Dir) })
+	t.Cleanup(func() {
+		stop(t, g, c.Dir)
+		if t.Failed() {
+			console, err := os.ReadFile(g.ConsoleLog())
+			t.Logf("console of %s: %v\n%s", c.Name, err, console[max(0, len(console)-8<<10):])
+		}
+	})
 	return g
 }
 
