@@ -26,6 +26,9 @@ type config struct {
 	// ConfDirNetworks is how many networks of the conf dir every pod gets, as
 	// eth0, eth1 and so on. 1 is the default network alone.
 	ConfDirNetworks int `json:"confDirNetworks"`
+	// WaitForNetworkStatus has an ADD end when the pod's network status is
+	// written, and fail when it is refused.
+	WaitForNetworkStatus bool `json:"waitForNetworkStatus"`
 	// NamespaceIsolation has pods use the NetworkAttachmentDefinitions of their
 	// own namespace only, and those of GlobalNamespaces.
 	NamespaceIsolation bool     `json:"namespaceIsolation"`
@@ -61,6 +64,8 @@ func defaults() config {
 		Parallel:         16,
 		ConfDirNetworks:  1,
 		GlobalNamespaces: []string{"default"},
+
+		WaitForNetworkStatus: true,
 	}
 }
 

@@ -25,6 +25,9 @@ func TestSettings(t *testing.T) {
 	if c, err := read("confDirNetworks: 2\n"); err != nil || c.ConfDirNetworks != 2 {
 		t.Errorf("%+v, %v", c, err)
 	}
+	if c, err := read("waitForNetworkStatus: false\n"); err != nil || c.WaitForNetworkStatus || !defaults().WaitForNetworkStatus {
+		t.Errorf("%+v, %v", c, err)
+	}
 	if c, err := read(""); err != nil || !reflect.DeepEqual(c, defaults()) {
 		t.Errorf("an empty file: %+v, %v", c, err)
 	}
@@ -37,7 +40,7 @@ func TestSettings(t *testing.T) {
 	if c, err := read("namespaceIsolation: true\nglobalNamespaces: []\n"); err != nil || len(c.isolation().Global) != 0 {
 		t.Errorf("isolation of every namespace: %+v, %v", c, err)
 	}
-	for _, text := range []string{"pluginTimeuot: 3s", "pluginTimeout: 3", "pluginTimeout: -3s", "parallel: 0", "parallel: many", "confDirNetworks: 0", "confDirNetworks: 1000", "globalNamespaces: [Shared]", "globalNamespaces: \"a,b\"", "- list", "{"} {
+	for _, text := range []string{"pluginTimeuot: 3s", "pluginTimeout: 3", "pluginTimeout: -3s", "parallel: 0", "parallel: many", "confDirNetworks: 0", "confDirNetworks: 1000", "waitForNetworkStatus: maybe", "globalNamespaces: [Shared]", "globalNamespaces: \"a,b\"", "- list", "{"} {
 		if c, err := read(text); err == nil || !strings.Contains(err.Error(), "braidd.yaml") {
 			t.Errorf("%q became %+v, %v", text, c, err)
 		}

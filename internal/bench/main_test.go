@@ -49,6 +49,7 @@ BenchmarkPods/default/ADD/16-2 	1	100.0 p50-ms	150.0 p99-ms	120.0 pods/s
 BenchmarkPods/default/DEL/16-2 	1	100.0 p50-ms	150.0 p99-ms	130.0 pods/s
 BenchmarkPods/default-told/ADD/1-2 	1	20.00 p50-ms	30.00 p99-ms	40.0 pods/s
 BenchmarkPods/native1/ADD/1-2 	1	22.00 p50-ms	30.00 p99-ms	40.0 pods/s
+BenchmarkPods/native1-later/ADD/1-2 	1	20.75 p50-ms	30.00 p99-ms	40.0 pods/s
 BenchmarkPods/native1/ADD/16-2 	1	200.0 p50-ms	250.0 p99-ms	36.0 pods/s
 BenchmarkPods/native4/ADD/1-2 	1	28.50 p50-ms	30.00 p99-ms	30.0 pods/s
 BenchmarkPods/shim/STATUS/1-2 	1	4.000 p50-ms	20.50 p99-ms	200 pods/s
@@ -68,6 +69,7 @@ func TestTableOfPodsShowsWhatMissesItsGoal(t *testing.T) {
 		"directly at most 2 ms 1.50 ms",
 		"with the pod's network status at most 3 ms ! 3.50 ms",
 		"due anyway at most 3 ms 2.00 ms",
+		"with waitForNetworkStatus: false at most 3 ms 2.25 ms",
 		"each further native network at most 3 ms 2.17 ms",
 		"one's pods/s ! 0.80",
 		"STATUS, p99 at most 20 ms ! 20.50 ms",

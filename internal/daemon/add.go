@@ -25,10 +25,7 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 		return nil, err
 	}
 	tell := teller{daemon: d, pod: pod}
-	r.reach.Made = func(done []attach.Attached) { tell.begin(ctx, done) }
-	if d.ConfDirNetworks > 1 || len(pod.Annotations) > 0 { // or else there is nothing to tell
-		r.reach.Foretold = r.reach.Made
-	}
+	tell.follow(ctx, &r.reach)
 	done, err := d.attach(ctx, r, pod)
 	if err != nil {
 		tell.abandon(ctx)
@@ -39,7 +36,7 @@ func (d *Daemon) add(ctx context.Context, r request) ([]byte, error) {
 	d.takenDown.forget(r.key())
 	stdout, err := encodeResult(done[0].Result, r.conf.CNIVersion)
 	if err == nil {
-		err = tell.end(ctx, done)
+		err = tell.end(ctx, r, done)
 	} else {
 		tell.abandon(ctx)
 	}

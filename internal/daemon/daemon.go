@@ -100,6 +100,9 @@ type Config struct {
 	ConfDirNetworks int
 	// Isolation says which NetworkAttachmentDefinitions a pod may use.
 	Isolation plan.Isolation
+	// StatusLater has an ADD not wait until the pod's network status is written,
+	// which is then done when the burst of ADDs that it belongs to is over.
+	StatusLater bool
 	// Cluster is nil on a machine without Kubernetes, where every container
 	// gets the default network.
 	Cluster Cluster
@@ -158,6 +161,9 @@ type Daemon struct {
 	soon     bell
 	// late is rung when a network status could not be written.
 	late bell
+	// untold are the sandboxes whose network status is to be written, by
+	// StatusLater.
+	untold chan untold
 	// plugs knows which pods were served.
 	plugs plugger
 }
@@ -184,6 +190,7 @@ func New(c Config) *Daemon {
 		plugs:      newPlugger(),
 		programs:   programs{file: c.StatusFile, due: newBell()},
 		late:       newBell(),
+		untold:     make(chan untold, tellQueue),
 		soon:       newBell(),
 		statusWait: statusWait,
 	}

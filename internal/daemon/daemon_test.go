@@ -461,6 +461,25 @@ func TestEveryPodGetsTheFirstNetworksOfTheConfDir(t *testing.T) {
 	n.nothingLeft()
 }
 
+func TestContainerThatIsNoPodHasNoStatusToBeWritten(t *testing.T) {
+	for _, later := range []bool{false, true} {
+		n := newNode(t, twoOfTheConfDir(t, confFirst, confSecond), func(c *Config) { c.StatusLater = later })
+		r := n.request("ADD", "c")
+		r.Args = ""
+		if reply := n.ask(r); reply.Error != nil {
+			t.Fatal(reply.Error)
+		}
+		if w := n.writes(); len(w) > 0 {
+			t.Errorf("written: %v", w)
+		}
+		if events := n.cluster.takeEvents(); len(events) > 0 {
+			t.Errorf("events: %v", events)
+		}
+		n.ok("DEL", "c")
+		n.nothingLeft()
+	}
+}
+
 func TestPodWaitsUntilTheConfDirHasAllItsNetworks(t *testing.T) {
 	n := newNode(t, twoOfTheConfDir(t, confFirst))
 	n.pod("p", "")

@@ -139,3 +139,15 @@ func (r *recent) forget(key string) {
 		r.known[key] = false
 	}
 }
+
+// bell wakes one who waits. Rung while nobody waits, it wakes the next.
+type bell chan struct{}
+
+func newBell() bell { return make(bell, 1) }
+
+func (b bell) poke() {
+	select {
+	case b <- struct{}{}:
+	default:
+	}
+}

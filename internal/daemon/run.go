@@ -12,6 +12,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.reconcileLoop(ctx) })
 	group.Go(func() error { return d.convergeLoop(ctx) })
+	group.Go(func() error { return d.tellLoop(ctx) })
 	group.Go(func() error { return d.hotplugLoop(ctx) })
 	group.Go(func() error { return d.programsLoop(ctx) })
 	return group.Wait()

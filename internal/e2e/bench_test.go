@@ -59,6 +59,9 @@ func BenchmarkPods(b *testing.B) {
 			samples[sampleKey{s.name, v, 1}].report(b, s.name+"/"+v+"/1")
 			samples[sampleKey{s.name, v, parallel}].report(b, s.name+"/"+v+"/"+strconv.Itoa(parallel))
 		}
+		if s.runtime.at == w.later {
+			samples[sampleKey{s.name, "status", 1}].report(b, s.name+"/status/1")
+		}
 	}
 	if *only != "" {
 		return
@@ -78,6 +81,16 @@ type sample struct {
 type sampleKey struct {
 	side, verb string
 	parallel   int
+}
+
+type samples map[sampleKey]*sample
+
+func (all samples) add(k sampleKey, rate float64, each ...time.Duration) {
+	if all[k] == nil {
+		all[k] = &sample{}
+	}
+	all[k].each = append(all[k].each, each...)
+	all[k].rates = append(all[k].rates, rate)
 }
 
 func (s *sample) report(b *testing.B, name string) {
@@ -104,9 +117,11 @@ func median[T cmp.Ordered](all []T) T {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// world is the host with the networks and pods of the benchmark.
+// world is the host with the networks and pods of the benchmark. Another one has
+// a braidd that does not wait for the network status.
 type world struct {
 	*host
+	later *host
 	sides []side
 	boxes []*box
 	uids  map[string]string
@@ -121,21 +136,22 @@ type box struct{ path string }
 func newWorld(b *testing.B) *world {
 	w := &world{host: shared, uids: map[string]string{}}
 	w.programs(b)
-	direct := w.conflist("direct-net", "braiddirect0", "10.80.0.0/22", "bridge")
-	foreign := w.conflist("foreign-net", "braiddirect1", "10.81.0.0/22", "foreign")
-	w.write(b, "conf/05-bench.conflist", w.conflist("bench-net", "braidbench0", "10.82.0.0/22", "bridge"))
+	w.write(b, "conf/05-bench.conflist", w.benchConf())
 	w.write(b, "braidd.yaml", "pluginTimeout: 30s\n")
 	w.restartFor(b)
-	manifest := w.definitions(4)
+	w.later = w.laterHost(b)
+	manifest := append(w.definitions("bench", 4), w.foreign())
+	manifest = append(manifest, w.later.definitions("later", 1)...)
 	braid := string(w.conf(b))
 	w.sides = []side{
-		{name: "direct", runtime: w.runtime(b, direct)},
-		{name: "direct-alone", runtime: w.runtime(b, w.without(foreign, "portmap"))},
-		{name: "default", runtime: w.runtime(b, braid)},
-		{name: "default-told", runtime: w.runtime(b, braid), status: true},
-		{name: "native1", runtime: w.runtime(b, braid), networks: "bench1"},
-		{name: "native4", runtime: w.runtime(b, braid), networks: "bench1,bench2,bench3,bench4"},
-		{name: "executed1", runtime: w.runtime(b, braid), networks: "foreign"},
+		{name: "direct", runtime: w.runtime(b, w.host, w.conflist("direct-net", "braiddirect0", "10.80.0.0/22", "bridge"))},
+		{name: "direct-alone", runtime: w.runtime(b, w.host, without(w.conflist("foreign-net", "braiddirect1", "10.81.0.0/22", "foreign"), "portmap"))},
+		{name: "default", runtime: w.runtime(b, w.host, braid)},
+		{name: "default-told", runtime: w.runtime(b, w.host, braid), status: true},
+		{name: "native1", runtime: w.runtime(b, w.host, braid), networks: "bench1"},
+		{name: "native1-later", runtime: w.runtime(b, w.later, string(w.later.conf(b))), networks: "later1"},
+		{name: "native4", runtime: w.runtime(b, w.host, braid), networks: "bench1,bench2,bench3,bench4"},
+		{name: "executed1", runtime: w.runtime(b, w.host, braid), networks: "foreign"},
 	}
 	if *only != "" {
 		match := regexp.MustCompile(*only)
@@ -143,7 +159,7 @@ func newWorld(b *testing.B) *world {
 	}
 	for _, s := range w.sides {
 		for i := range together {
-			manifest = append(manifest, podManifest(podName(s, i), s.networks, s.status))
+			manifest = append(manifest, s.pod(i))
 		}
 	}
 	w.declare(b, manifest)
@@ -169,15 +185,42 @@ func (w *world) programs(b *testing.B) {
 	b.Cleanup(func() { _ = os.RemoveAll(w.path("bench-bin")) })
 }
 
-// conflist is a node's usual network: a bridge with addresses of its own, and
-// port mappings for the pods that ask for some.
-func (w *world) conflist(name, bridge, subnet, plugin string) string {
-	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":%q,"bridge":%q,"isDefaultGateway":true,
-		"ipam":{"type":"host-local","dataDir":%q,"subnet":%q}},{"type":"portmap","capabilities":{"portMappings":true}}]}`,
-		name, plugin, bridge, w.path("addresses"), subnet)
+// laterHost is a host like the other, but for one setting.
+func (w *world) laterHost(b *testing.B) *host {
+	h, err := w.cluster.newHost(b.Context(), "", func(h *host) {
+		for name, content := range map[string]string{
+			"braidd.yaml": "pluginTimeout: 30s\nwaitForNetworkStatus: false\n", "conf/05-bench.conflist": h.benchConf(),
+		} {
+			if err := os.WriteFile(h.path(name), []byte(content), 0o644); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Cleanup(func() {
+		if err := h.close(); err != nil {
+			b.Error(err)
+		}
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return h
 }
 
-func (w *world) without(conflist, plugin string) string {
+// benchConf is the default network of the benchmark.
+func (h *host) benchConf() string {
+	return h.conflist("bench-net", "braidbench0", "10.82.0.0/22", "bridge")
+}
+
+// conflist is a node's usual network: a bridge with addresses of its own, and
+// port mappings for the pods that ask for some.
+func (h *host) conflist(name, bridge, subnet, plugin string) string {
+	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":%q,"bridge":%q,"isDefaultGateway":true,
+		"ipam":{"type":"host-local","dataDir":%q,"subnet":%q}},{"type":"portmap","capabilities":{"portMappings":true}}]}`,
+		name, plugin, bridge, h.path("addresses"), subnet)
+}
+
+func without(conflist, plugin string) string {
 	return strings.Replace(conflist, `,{"type":"`+plugin+`","capabilities":{"portMappings":true}}`, "", 1)
 }
 
@@ -199,8 +242,8 @@ func (w *world) write(b *testing.B, name, content string) {
 }
 
 // conf is the conflist that Braid wrote for the runtime.
-func (w *world) conf(b *testing.B) []byte {
-	raw, err := os.ReadFile(w.path("conf/00-braid.conflist"))
+func (h *host) conf(b *testing.B) []byte {
+	raw, err := os.ReadFile(h.path("conf/00-braid.conflist"))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -216,15 +259,20 @@ func (w *world) restartFor(b *testing.B) {
 	}
 }
 
-// definitions are n networks like the default one, and the foreign one.
-func (w *world) definitions(n int) []any {
+// definitions are n networks like the default one.
+func (h *host) definitions(name string, n int) []any {
 	var list []any
 	for i := 1; i <= n; i++ {
-		list = append(list, definitionManifest("bench"+strconv.Itoa(i), fmt.Sprintf(`{"cniVersion":"1.0.0","name":"bench%d","type":"bridge","bridge":"braidbench%d",
-			"ipam":{"type":"host-local","dataDir":%q,"subnet":"10.%d.0.0/22"}}`, i, i, w.path("addresses"), 82+i)))
+		list = append(list, definitionManifest(name+strconv.Itoa(i), fmt.Sprintf(`{"cniVersion":"1.0.0","name":"%s%d","type":"bridge","bridge":"braidbench%d",
+			"ipam":{"type":"host-local","dataDir":%q,"subnet":"10.%d.0.0/22"}}`, name, i, i, h.path("addresses"), 82+i)))
 	}
-	return append(list, definitionManifest("foreign", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"foreign","type":"foreign","bridge":"braidbench9",
-		"ipam":{"type":"host-local","dataDir":%q,"subnet":"10.91.0.0/22"}}`, w.path("addresses"))))
+	return list
+}
+
+// foreign is the network whose plugin is executed.
+func (w *world) foreign() any {
+	return definitionManifest("foreign", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"foreign","type":"foreign","bridge":"braidbench9",
+		"ipam":{"type":"host-local","dataDir":%q,"subnet":"10.91.0.0/22"}}`, w.path("addresses")))
 }
 
 func definitionManifest(name, config string) any {
@@ -232,18 +280,19 @@ func definitionManifest(name, config string) any {
 		"metadata": map[string]any{"name": name, "namespace": "default"}, "spec": map[string]any{"config": config}}
 }
 
-func podManifest(name, networks string, status bool) any {
+// pod is the manifest of one of the side's pods.
+func (s side) pod(i int) any {
 	annotations := map[string]string{}
-	if status {
+	if s.status {
 		annotations[statusKey] = "[]"
 	}
-	if networks != "" {
-		annotations["k8s.v1.cni.cncf.io/networks"] = networks
+	if s.networks != "" {
+		annotations["k8s.v1.cni.cncf.io/networks"] = s.networks
 	}
 	return map[string]any{
 		"apiVersion": "v1", "kind": "Pod",
-		"metadata": map[string]any{"name": name, "namespace": "default", "labels": map[string]string{"bench": "pods"}, "annotations": annotations},
-		"spec": map[string]any{"nodeName": shared.node, "tolerations": []any{map[string]string{"operator": "Exists"}},
+		"metadata": map[string]any{"name": podName(s, i), "namespace": "default", "labels": map[string]string{"bench": "pods", "side": s.name}, "annotations": annotations},
+		"spec": map[string]any{"nodeName": s.runtime.at.node, "tolerations": []any{map[string]string{"operator": "Exists"}},
 			"containers": []any{map[string]string{"name": "none", "image": "none"}}},
 	}
 }
@@ -298,17 +347,17 @@ func (w *world) makeBoxes(b *testing.B, n int) {
 
 // runtimeSide calls plugins as a container runtime does, with libcni.
 type runtimeSide struct {
-	*world
+	at   *host
 	cni  *libcni.CNIConfig
 	list *libcni.NetworkConfigList
 }
 
-func (w *world) runtime(b *testing.B, conflist string) *runtimeSide {
+func (w *world) runtime(b *testing.B, at *host, conflist string) *runtimeSide {
 	list, err := libcni.NetworkConfFromBytes([]byte(conflist))
 	if err != nil {
 		b.Fatal(err)
 	}
-	return &runtimeSide{w, libcni.NewCNIConfigWithCacheDir([]string{w.path("bench-bin")}, b.TempDir(), nil), list}
+	return &runtimeSide{at, libcni.NewCNIConfigWithCacheDir([]string{w.path("bench-bin")}, b.TempDir(), nil), list}
 }
 
 // request is one sandbox of a pod.
@@ -324,7 +373,7 @@ func (w *world) request(s side, i int) *libcni.RuntimeConf {
 
 // call runs one verb in the namespace of the host, and says how long it took.
 func (r *runtimeSide) call(ctx context.Context, verb string, conf *libcni.RuntimeConf) (took time.Duration, err error) {
-	err = r.ns.Do(func() error {
+	err = r.at.ns.Do(func() error {
 		start := time.Now()
 		defer func() { took = time.Since(start) }()
 		if verb == "DEL" {
@@ -341,32 +390,93 @@ func (r *runtimeSide) call(ctx context.Context, verb string, conf *libcni.Runtim
 
 // measure goes through the sides again and again. The first round is to warm
 // up: it makes the bridges.
-func (w *world) measure(b *testing.B) map[sampleKey]*sample {
-	all := map[sampleKey]*sample{}
+func (w *world) measure(b *testing.B) samples {
+	all := samples{}
 	for round := range *rounds + 1 {
+		into := all
+		if round == 0 {
+			into = samples{}
+		}
 		for _, s := range w.sides {
-			for n, pods := range map[int]int{1: alone, parallel: together} {
-				confs := make([]*libcni.RuntimeConf, pods)
-				for i := range confs {
-					confs[i] = w.request(s, i)
-				}
-				for _, verb := range []string{"ADD", "DEL"} {
-					runtime.GC() // not in the middle of a measurement
-					each, rate := s.runtime.batch(b, verb, confs, n)
-					if round == 0 {
-						continue
-					}
-					k := sampleKey{s.name, verb, n}
-					if all[k] == nil {
-						all[k] = &sample{}
-					}
-					all[k].each = append(all[k].each, each...)
-					all[k].rates = append(all[k].rates, rate)
-				}
-			}
+			w.turn(b, s, 1, alone, into)
+			w.turn(b, s, parallel, together, into)
 		}
 	}
 	return all
+}
+
+// turn has pods of a side come and go, n at a time. Statuses that no ADD waits
+// for are waited for before the pods go: they are a part of what the pods cost.
+func (w *world) turn(b *testing.B, s side, n, pods int, all samples) {
+	confs := make([]*libcni.RuntimeConf, pods)
+	for i := range confs {
+		confs[i] = w.request(s, i)
+	}
+	var before map[string]string
+	if s.runtime.at == w.later {
+		before = w.statuses(b, s)
+	}
+	rest(b)
+	for _, verb := range []string{"ADD", "DEL"} {
+		runtime.GC() // not in the middle of a measurement
+		each, rate := s.runtime.batch(b, verb, confs, n)
+		all.add(sampleKey{s.name, verb, n}, rate, each...)
+		if verb == "ADD" && before != nil {
+			took := w.awaitStatuses(b, s, before, pods)
+			all.add(sampleKey{s.name, "status", n}, 1/took.Seconds(), took)
+		}
+	}
+}
+
+// rest lets what the side before left to be done be done, such as links that the
+// kernel frees.
+func rest(b *testing.B) {
+	select {
+	case <-time.After(200 * time.Millisecond):
+	case <-b.Context().Done():
+	}
+}
+
+// statuses are the network statuses of the side's pods.
+func (w *world) statuses(b *testing.B, s side) map[string]string {
+	var list struct {
+		Items []struct {
+			Metadata struct {
+				Name        string
+				Annotations map[string]string
+			}
+		}
+	}
+	if err := w.api.get(b.Context(), "/api/v1/namespaces/default/pods?labelSelector=side%3D"+s.name, &list); err != nil {
+		b.Fatal(err)
+	}
+	statuses := map[string]string{}
+	for _, p := range list.Items {
+		statuses[p.Metadata.Name] = p.Metadata.Annotations[statusKey]
+	}
+	return statuses
+}
+
+// awaitStatuses waits until that many of the side's pods have another status
+// than before, and says how long it took. Each sandbox has addresses of its own.
+func (w *world) awaitStatuses(b *testing.B, s side, before map[string]string, pods int) time.Duration {
+	start := time.Now()
+	err := within(b.Context(), time.Minute, "network statuses", func() error {
+		written := 0
+		for name, text := range w.statuses(b, s) {
+			if text != before[name] {
+				written++
+			}
+		}
+		if written < pods {
+			return fmt.Errorf("%d of %d are written", written, pods)
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(start)
 }
 
 // batch calls one verb for every pod, n at a time.
@@ -490,9 +600,9 @@ func (w *world) reportDaemon(b *testing.B) {
 			{"type":"bridge","bridge":"braidbench1","vlan":%d,"ipam":{"type":"host-local","subnet":"10.83.0.0/22","routes":[{"dst":"10.0.0.0/8"}]}},
 			{"type":"tuning","sysctl":{"net.ipv4.conf.IFNAME.arp_filter":"1"}}]}`, i, i+1)))
 	}
-	full := side{name: "full", runtime: w.runtime(b, string(w.conf(b))), networks: "bench1"}
+	full := side{name: "full", runtime: w.runtime(b, w.host, string(w.conf(b))), networks: "bench1"}
 	for i := range pods {
-		manifest = append(manifest, podManifest(podName(full, i), full.networks, full.status))
+		manifest = append(manifest, full.pod(i))
 	}
 	w.declare(b, manifest)
 	w.learnPods(b)

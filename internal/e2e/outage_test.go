@@ -113,6 +113,42 @@ func TestA11TheAPIServerIsSlow(t *testing.T) {
 	h.nothingIsLeft(t)
 }
 
+// TestAddThatDoesNotWaitForTheNetworkStatus has it written after the ADD, by this
+// daemon or, when that is killed, by the next.
+func TestAddThatDoesNotWaitForTheNetworkStatus(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, func(h *host) {
+		must(t, os.WriteFile(h.path("braidd.yaml"), []byte("waitForNetworkStatus: false\n"), 0o644))
+	})
+	h.extraNetwork(t)
+	p := h.createPod(t, "pod", map[string]string{networksKey: "extra"})
+	settle := p.newSandbox(t)
+	settle.mustAdd(t)
+	p.statusBecomes(t, "net1")
+	settle.mustDel(t)
+	for name, killed := range map[string]bool{"written at once": false, "written by the next daemon": true} {
+		t.Run(name, func(t *testing.T) {
+			before := p.networkStatus(t)
+			h.way.slow(6 * time.Second)
+			s := p.newSandbox(t)
+			result := s.mustAdd(t)
+			if p.networkStatus(t) != before {
+				t.Error("it was waited for")
+			}
+			if killed {
+				h.mustKill(t)
+			}
+			h.way.slow(0)
+			if killed {
+				h.mustStart(t)
+			}
+			p.statusBecomes(t, result.IPs[0].Address.IP.String(), "net1")
+			s.mustDel(t)
+		})
+	}
+	h.nothingIsLeft(t)
+}
+
 func TestA12APodThatTheNodeDoesNotKnowYet(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

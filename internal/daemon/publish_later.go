@@ -1,0 +1,117 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/status"
+)
+
+const (
+	// tellQuiet is how long no ADD may have ended before the statuses that none of
+	// them waited for are written, and tellLatest how long that is waited for: a
+	// burst of pods starts first.
+	tellQuiet, tellLatest = 100 * time.Millisecond, time.Second
+	// tellAtOnce is how many of them are written at once.
+	tellAtOnce = 4
+	// tellQueue is how many may wait, well above the pods of a node.
+	tellQueue = 1024
+)
+
+// untold is a sandbox whose ADD did not wait for its network status.
+type untold struct {
+	containerID, ifName string
+	pod                 plan.Pod
+}
+
+// tellLater leaves the network status of a sandbox to tellLoop, or when too many
+// wait already, to converge.
+func (d *Daemon) tellLater(u untold) {
+	if d.Cluster == nil {
+		return
+	}
+	select {
+	case d.untold <- u:
+	default:
+		d.late.poke()
+	}
+}
+
+// tellLoop writes the network statuses that no ADD waits for. What it leaves at
+// its end is seen by the next daemon's converge.
+func (d *Daemon) tellLoop(ctx context.Context) error {
+	for {
+		burst := d.nextUntold(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		var group errgroup.Group
+		group.SetLimit(tellAtOnce)
+		for _, u := range burst {
+			group.Go(func() error {
+				d.tellUntold(ctx, u)
+				return nil
+			})
+		}
+		_ = group.Wait() // none of them fails
+	}
+}
+
+// nextUntold waits for the end of the next burst of ADDs.
+func (d *Daemon) nextUntold(ctx context.Context) (burst []untold) {
+	var quiet, latest <-chan time.Time // never, until there is one
+	for {
+		select {
+		case u := <-d.untold:
+			if burst = append(burst, u); len(burst) == 1 {
+				latest = time.After(tellLatest)
+			}
+			quiet = time.After(tellQuiet)
+		case <-quiet:
+			return burst
+		case <-latest:
+			return burst
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// tellUntold writes the network status of a sandbox until it is what the records
+// say: whoever changes them meanwhile writes it as well, and may be overtaken.
+func (d *Daemon) tellUntold(ctx context.Context, u untold) {
+	ctx, cancel := context.WithTimeout(ctx, d.RequestTimeout)
+	defer cancel()
+	for pod := u.pod; ; {
+		text, due, err := d.dueStatus(u, pod)
+		if err == nil && due {
+			err = d.setStatus(ctx, pod, text)
+		}
+		switch {
+		case errors.Is(err, ErrGone):
+			return
+		case err != nil:
+			d.Log.Warn("the network status could not be written and is tried again", "pod", podName(pod), "err", err)
+			d.late.poke()
+			return
+		case !due:
+			return
+		}
+		pod.Annotations = map[string]string{status.Annotation: text} // no other counts here
+	}
+}
+
+// dueStatus is the network status of a sandbox by its records, and whether it is
+// to be written. One that was taken down has none.
+func (d *Daemon) dueStatus(u untold, pod plan.Pod) (text string, due bool, err error) {
+	records, err := d.Records.Sandbox(u.containerID, u.ifName)
+	if err != nil || len(records) == 0 {
+		return "", false, err
+	}
+	text, networks, err := statusOf(records)
+	return text, err == nil && statusIsDue(pod, text, networks), err
+}

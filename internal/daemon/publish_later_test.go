@@ -1,0 +1,180 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"braid.dev/braid/internal/store"
+)
+
+func statusLater(c *Config) { c.StatusLater = true }
+
+// tellNow writes what waits to be written.
+func (n *node) tellNow() {
+	n.t.Helper()
+	for {
+		select {
+		case u := <-n.daemon.untold:
+			n.daemon.tellUntold(n.t.Context(), u)
+		default:
+			return
+		}
+	}
+}
+
+func TestAddDoesNotWaitForAStatusThatIsWrittenLater(t *testing.T) {
+	n := newNode(t, statusLater)
+	n.define("vlan", vlanConf)
+	n.pod("p", "vlan")
+	n.ok("ADD", "p")
+	if w := n.writes(); len(w) > 0 {
+		t.Errorf("written before the ADD ended: %v", w)
+	}
+	if events := n.cluster.takeEvents(); len(events) != 2 {
+		t.Errorf("events %v", events)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.daemon.tellLoop(ctx) }()
+	eventually(t, "the status", func() bool { return strings.Contains(n.statusIs("p"), "default/vlan") })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	n.converged()
+	if w := n.writes(); !slices.Equal(w, []string{"default/p"}) {
+		t.Errorf("written: %v", w)
+	}
+	n.ok("DEL", "p")
+	n.nothingLeft()
+}
+
+// TestPodWithoutExtraNetworksIsNotToldOfLater: it costs no API write this way
+// either.
+func TestPodWithoutExtraNetworksIsNotToldOfLater(t *testing.T) {
+	n := newNode(t, statusLater)
+	n.pod("p", "")
+	n.ok("ADD", "p")
+	n.tellNow()
+	if w := n.writes(); len(w) > 0 {
+		t.Errorf("written: %v", w)
+	}
+}
+
+func TestSandboxThatIsGoneIsNotToldOfLater(t *testing.T) {
+	n := newNode(t, statusLater)
+	n.define("vlan", vlanConf)
+	n.pod("p", "vlan")
+	n.ok("ADD", "p")
+	n.ok("DEL", "p")
+	n.tellNow()
+	if w := n.writes(); len(w) > 0 {
+		t.Errorf("written: %v", w)
+	}
+}
+
+// TestStatusThatIsWrittenLaterFollowsTheRecords: an edit of the annotation may
+// be written first, and overtaken.
+func TestStatusThatIsWrittenLaterFollowsTheRecords(t *testing.T) {
+	n := newNode(t, statusLater)
+	n.define("vlan", vlanConf)
+	n.pod("p", "vlan")
+	n.ok("ADD", "p")
+	n.cluster.wrote = sync.OnceFunc(func() {
+		if err := n.store.Remove(t.Context(), store.Key{ContainerID: "p", IfName: "eth0", Index: 1}); err != nil {
+			t.Error(err)
+		}
+	})
+	n.tellNow()
+	if text := n.statusIs("p"); !strings.Contains(text, "cbr0") || strings.Contains(text, "vlan") {
+		t.Errorf("status %s", text)
+	}
+	if w := n.writes(); len(w) != 2 {
+		t.Errorf("written: %v", w)
+	}
+}
+
+// TestRefusedStatusIsWrittenLaterAgain: nobody waits who could be refused.
+func TestRefusedStatusIsWrittenLaterAgain(t *testing.T) {
+	for _, refusal := range []error{errors.New("forbidden"), ErrAway} {
+		n := newNode(t, statusLater)
+		n.define("vlan", vlanConf)
+		n.pod("p", "vlan")
+		n.set(func(c *cluster, _ *kernel) { c.statusErr = refusal })
+		n.ok("ADD", "p")
+		n.tellNow()
+		if len(n.daemon.late) != 1 {
+			t.Errorf("%v: nobody was woken", refusal)
+		}
+		n.outage(false)
+		n.converged()
+		if text := n.statusIs("p"); !strings.Contains(text, "default/vlan") {
+			t.Errorf("%v: status %s", refusal, text)
+		}
+	}
+}
+
+// TestStatusThatADaemonLeavesIsWrittenByTheNext: it was killed right after the
+// ADD.
+func TestStatusThatADaemonLeavesIsWrittenByTheNext(t *testing.T) {
+	n := newNode(t, statusLater)
+	n.define("vlan", vlanConf)
+	n.pod("p", "vlan")
+	n.ok("ADD", "p")
+	n.kill()
+	n.start()
+	n.converged()
+	if text := n.statusIs("p"); !strings.Contains(text, "default/vlan") {
+		t.Errorf("status %s", text)
+	}
+}
+
+func TestTooManyStatusesForLaterAreLeftToTheComparison(t *testing.T) {
+	n := newNode(t, statusLater)
+	n.define("vlan", vlanConf)
+	n.pod("p", "vlan")
+	n.daemon.untold = nil // no room
+	n.ok("ADD", "p")
+	if len(n.daemon.late) != 1 {
+		t.Error("nobody was woken")
+	}
+	n.converged()
+	if text := n.statusIs("p"); !strings.Contains(text, "default/vlan") {
+		t.Errorf("status %s", text)
+	}
+}
+
+// TestBurstIsToldOfWhenItIsOver or, if it does not end, after a while.
+func TestBurstIsToldOfWhenItIsOver(t *testing.T) {
+	n := newNode(t, statusLater)
+	for range 3 {
+		n.daemon.tellLater(untold{containerID: "c"})
+	}
+	if burst := n.daemon.nextUntold(t.Context()); len(burst) != 3 {
+		t.Errorf("%d of 3", len(burst))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			n.daemon.tellLater(untold{containerID: "c"})
+			sleep(ctx, tellQuiet/10)
+		}
+	}()
+	if burst := n.daemon.nextUntold(t.Context()); len(burst) < 2 {
+		t.Errorf("a burst of %d", len(burst))
+	}
+	cancel()
+	<-ended
+	for len(n.daemon.untold) > 0 {
+		<-n.daemon.untold
+	}
+	if burst := n.daemon.nextUntold(ctx); burst != nil {
+		t.Errorf("after the end: %v", burst)
+	}
+}
