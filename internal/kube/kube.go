@@ -59,10 +59,10 @@ const (
 	qps   = 100
 	burst = 200
 	// Events are many and wait in a queue of their own, so that they never
-	// delay a status write. When many pods start at once most events come
+	// delay a status write. When many pods start at once nearly all events come
 	// after them: the API server has its hands full with the pods.
 	eventQPS   = 10
-	eventBurst = 10
+	eventBurst = 1
 )
 
 // Connect prepares the connection. It sends no request: Run does, and whoever
