@@ -49,6 +49,7 @@ BenchmarkPods/default/ADD/16-2 	1	100.0 p50-ms	150.0 p99-ms	120.0 pods/s
 BenchmarkPods/default/DEL/16-2 	1	100.0 p50-ms	150.0 p99-ms	130.0 pods/s
 BenchmarkPods/default-told/ADD/1-2 	1	20.00 p50-ms	30.00 p99-ms	40.0 pods/s
 BenchmarkPods/native1/ADD/1-2 	1	22.00 p50-ms	30.00 p99-ms	40.0 pods/s
+BenchmarkPods/default-later/ADD/1-2 	1	18.50 p50-ms	30.00 p99-ms	40.0 pods/s
 BenchmarkPods/native1-later/ADD/1-2 	1	20.75 p50-ms	30.00 p99-ms	40.0 pods/s
 BenchmarkPods/native1/ADD/16-2 	1	200.0 p50-ms	250.0 p99-ms	36.0 pods/s
 BenchmarkPods/native4/ADD/1-2 	1	28.50 p50-ms	30.00 p99-ms	30.0 pods/s

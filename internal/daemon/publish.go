@@ -92,31 +92,29 @@ func (t *teller) abandon(ctx context.Context) {
 const withdrawLimit = 5 * time.Second
 
 // end waits until the status is written, writes it if begin did not, and tells
-// the events. With StatusLater it leaves the status to tellLoop.
+// the events. With StatusLater it leaves both to tellLoop.
 func (t *teller) end(ctx context.Context, r request, done []attach.Attached) error {
 	if t.daemon.StatusLater {
-		t.daemon.tellLater(untold{r.ContainerID, r.IfName, t.pod})
-	} else if err := t.wait(ctx, done); err != nil {
+		t.daemon.tellLater(untold{r.ContainerID, r.IfName, t.pod, done})
+		return nil
+	}
+	t.begin(ctx, done)
+	<-t.latest.done
+	if err := t.latest.err; err != nil {
 		// A pod must not run with networks that it cannot learn of.
 		return tryLater(err)
 	}
-	t.events(done)
+	t.daemon.added(t.pod, done)
 	return nil
 }
 
-func (t *teller) wait(ctx context.Context, done []attach.Attached) error {
-	t.begin(ctx, done)
-	<-t.latest.done
-	return t.latest.err
-}
-
-// events tells what a pod got beside its default network.
-func (t *teller) events(done []attach.Attached) {
-	if t.daemon.Cluster == nil || t.pod.Name == "" || len(done) < 2 {
+// added tells the events of what a pod got beside its default network.
+func (d *Daemon) added(pod plan.Pod, done []attach.Attached) {
+	if d.Cluster == nil || pod.Name == "" || len(done) < 2 {
 		return
 	}
 	for _, o := range outcomesOf(done) {
-		t.daemon.Cluster.Added(t.pod, status.Added(o))
+		d.Cluster.Added(pod, status.Added(o))
 	}
 }
 

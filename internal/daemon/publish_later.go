@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"braid.dev/braid/internal/attach"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/status"
 )
@@ -26,10 +27,11 @@ const (
 type untold struct {
 	containerID, ifName string
 	pod                 plan.Pod
+	done                []attach.Attached
 }
 
-// tellLater leaves the network status of a sandbox to tellLoop, or when too many
-// wait already, to converge.
+// tellLater leaves the network status and the events of a sandbox to tellLoop, or
+// when too many wait already, the status to converge.
 func (d *Daemon) tellLater(u untold) {
 	if d.Cluster == nil {
 		return
@@ -54,6 +56,7 @@ func (d *Daemon) tellLoop(ctx context.Context) error {
 		for _, u := range burst {
 			group.Go(func() error {
 				d.tellUntold(ctx, u)
+				d.added(u.pod, u.done)
 				return nil
 			})
 		}

@@ -34,13 +34,18 @@ func TestAddDoesNotWaitForAStatusThatIsWrittenLater(t *testing.T) {
 	if w := n.writes(); len(w) > 0 {
 		t.Errorf("written before the ADD ended: %v", w)
 	}
-	if events := n.cluster.takeEvents(); len(events) != 2 {
-		t.Errorf("events %v", events)
+	if events := n.cluster.takeEvents(); len(events) != 0 {
+		t.Errorf("told before the ADD ended: %v", events)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- n.daemon.tellLoop(ctx) }()
 	eventually(t, "the status", func() bool { return strings.Contains(n.statusIs("p"), "default/vlan") })
+	var events []string
+	eventually(t, "the events", func() bool {
+		events = append(events, n.cluster.takeEvents()...)
+		return len(events) == 2
+	})
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
