@@ -47,11 +47,11 @@ var sides = []struct{ name, title string }{
 	{"default", "Braid, default network only"},
 	{"default-told", "+ its network status, due anyway"},
 	{"native1", "+ 1 native network"},
-	{"default-later", "waitForNetworkStatus: false, default only"},
-	{"native1-later", "+ 1 native network"},
 	{"native4", "+ 4 native networks"},
 	{"executed1", "+ 1 executed plugin"},
 	{"direct-alone", "that plugin called directly"},
+	{"default-later", "waitForNetworkStatus: false, default only"},
+	{"native1-later", "+ 1 native network"},
 }
 
 // table writes the rows and how they stand to the goals. Without any result of
