@@ -120,11 +120,18 @@ func (d *Daemon) converge(ctx context.Context, refused refusals) bool {
 
 // convergeOne writes the status of one sandbox if its pod has another one.
 func (d *Daemon) convergeOne(ctx context.Context, pod plan.Pod, records []store.Record) (written bool, err error) {
-	text, networks, err := statusOf(records)
-	if err != nil || !statusIsDue(pod, text, networks) {
+	text, due, err := dueStatus(pod, records)
+	if err != nil || !due {
 		return false, err
 	}
 	return true, d.Cluster.SetNetworkStatus(ctx, pod, text)
+}
+
+// dueStatus is the network status of a sandbox by its records, and whether it is
+// to be written. One that was taken down has none.
+func dueStatus(pod plan.Pod, records []store.Record) (text string, due bool, err error) {
+	text, networks, err := statusOf(records)
+	return text, err == nil && len(records) > 0 && statusIsDue(pod, text, networks), err
 }
 
 // isStill reports whether a sandbox has the status that was just written. A

@@ -161,7 +161,7 @@ type Daemon struct {
 	soon     bell
 	// late is rung when a network status could not be written.
 	late bell
-	// untold are the sandboxes whose network status is to be written, by
+	// untold are the sandboxes whose network status is to be written, nil without
 	// StatusLater.
 	untold chan untold
 	// plugs knows which pods were served.
@@ -183,17 +183,20 @@ func New(c Config) *Daemon {
 	if c.Socket == "" {
 		c.Socket = wire.DefaultSocket
 	}
-	return &Daemon{
+	d := &Daemon{
 		Config: c,
 		hands:  hands{idle: handIdle},
 		adds:   make(lane, c.Parallel), dels: make(lane, c.Parallel),
 		plugs:      newPlugger(),
 		programs:   programs{file: c.StatusFile, due: newBell()},
 		late:       newBell(),
-		untold:     make(chan untold, tellQueue),
 		soon:       newBell(),
 		statusWait: statusWait,
 	}
+	if c.StatusLater {
+		d.untold = make(chan untold, tellQueue)
+	}
+	return d
 }
 
 // Recover reports what an earlier daemon left unfinished, and serves the notes

@@ -46,6 +46,9 @@ func (d *Daemon) tellLater(u untold) {
 // tellLoop writes the network statuses that no ADD waits for. What it leaves at
 // its end is seen by the next daemon's converge.
 func (d *Daemon) tellLoop(ctx context.Context) error {
+	if !d.StatusLater {
+		return nil
+	}
 	for {
 		burst := d.nextUntold(ctx)
 		if ctx.Err() != nil {
@@ -90,8 +93,12 @@ func (d *Daemon) tellUntold(ctx context.Context, u untold) {
 	ctx, cancel := context.WithTimeout(ctx, d.RequestTimeout)
 	defer cancel()
 	for pod := u.pod; ; {
-		text, due, err := d.dueStatus(u, pod)
-		if err == nil && due {
+		records, err := d.Records.Sandbox(u.containerID, u.ifName)
+		text, due := "", false
+		if err == nil {
+			text, due, err = dueStatus(pod, records)
+		}
+		if due {
 			err = d.setStatus(ctx, pod, text)
 		}
 		switch {
@@ -106,15 +113,4 @@ func (d *Daemon) tellUntold(ctx context.Context, u untold) {
 		}
 		pod.Annotations = map[string]string{status.Annotation: text} // no other counts here
 	}
-}
-
-// dueStatus is the network status of a sandbox by its records, and whether it is
-// to be written. One that was taken down has none.
-func (d *Daemon) dueStatus(u untold, pod plan.Pod) (text string, due bool, err error) {
-	records, err := d.Records.Sandbox(u.containerID, u.ifName)
-	if err != nil || len(records) == 0 {
-		return "", false, err
-	}
-	text, networks, err := statusOf(records)
-	return text, err == nil && statusIsDue(pod, text, networks), err
 }

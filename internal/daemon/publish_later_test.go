@@ -13,6 +13,16 @@ import (
 
 func statusLater(c *Config) { c.StatusLater = true }
 
+// newUntold is a node with one pod, p, whose network status is to be written.
+func newUntold(t *testing.T) *node {
+	t.Helper()
+	n := newNode(t, statusLater)
+	n.define("vlan", vlanConf)
+	n.pod("p", "vlan")
+	n.ok("ADD", "p")
+	return n
+}
+
 // tellNow writes what waits to be written.
 func (n *node) tellNow() {
 	n.t.Helper()
@@ -27,10 +37,7 @@ func (n *node) tellNow() {
 }
 
 func TestAddDoesNotWaitForAStatusThatIsWrittenLater(t *testing.T) {
-	n := newNode(t, statusLater)
-	n.define("vlan", vlanConf)
-	n.pod("p", "vlan")
-	n.ok("ADD", "p")
+	n := newUntold(t)
 	if w := n.writes(); len(w) > 0 {
 		t.Errorf("written before the ADD ended: %v", w)
 	}
@@ -71,10 +78,7 @@ func TestPodWithoutExtraNetworksIsNotToldOfLater(t *testing.T) {
 }
 
 func TestSandboxThatIsGoneIsNotToldOfLater(t *testing.T) {
-	n := newNode(t, statusLater)
-	n.define("vlan", vlanConf)
-	n.pod("p", "vlan")
-	n.ok("ADD", "p")
+	n := newUntold(t)
 	n.ok("DEL", "p")
 	n.tellNow()
 	if w := n.writes(); len(w) > 0 {
@@ -85,10 +89,7 @@ func TestSandboxThatIsGoneIsNotToldOfLater(t *testing.T) {
 // TestStatusThatIsWrittenLaterFollowsTheRecords: an edit of the annotation may
 // be written first, and overtaken.
 func TestStatusThatIsWrittenLaterFollowsTheRecords(t *testing.T) {
-	n := newNode(t, statusLater)
-	n.define("vlan", vlanConf)
-	n.pod("p", "vlan")
-	n.ok("ADD", "p")
+	n := newUntold(t)
 	n.cluster.wrote = sync.OnceFunc(func() {
 		if err := n.store.Remove(t.Context(), store.Key{ContainerID: "p", IfName: "eth0", Index: 1}); err != nil {
 			t.Error(err)
@@ -126,10 +127,7 @@ func TestRefusedStatusIsWrittenLaterAgain(t *testing.T) {
 // TestStatusThatADaemonLeavesIsWrittenByTheNext: it was killed right after the
 // ADD.
 func TestStatusThatADaemonLeavesIsWrittenByTheNext(t *testing.T) {
-	n := newNode(t, statusLater)
-	n.define("vlan", vlanConf)
-	n.pod("p", "vlan")
-	n.ok("ADD", "p")
+	n := newUntold(t)
 	n.kill()
 	n.start()
 	n.converged()

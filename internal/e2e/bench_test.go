@@ -422,7 +422,7 @@ func (w *world) turn(b *testing.B, s side, n, pods int, all samples) {
 		runtime.GC() // not in the middle of a measurement
 		each, rate := s.runtime.batch(b, verb, confs, n)
 		all.add(sampleKey{s.name, verb, n}, rate, each...)
-		if verb == "ADD" && before != nil {
+		if verb == "ADD" && s.told() {
 			took := w.awaitStatuses(b, s, before, pods)
 			all.add(sampleKey{s.name, "status", n}, 1/took.Seconds(), took)
 		}
