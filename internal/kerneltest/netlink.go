@@ -147,6 +147,9 @@ func talk(protocol int, request []byte, acks int) error {
 	buf := make([]byte, 1<<16)
 	for range acks {
 		n, _, err := unix.Recvfrom(s, buf, 0)
+		for errors.Is(err, unix.EINTR) { // Go's own signals: with a time limit the kernel does not begin again
+			n, _, err = unix.Recvfrom(s, buf, 0)
+		}
 		if err != nil {
 			return os.NewSyscallError("netlink receive", err)
 		}

@@ -76,6 +76,9 @@ func (w *wire) await(limit time.Duration, match func([]byte) bool) ([]byte, erro
 		if errors.Is(err, unix.EAGAIN) || time.Now().After(end) {
 			return nil, fmt.Errorf("no such frame within %s", limit)
 		}
+		if errors.Is(err, unix.EINTR) {
+			continue // Go's own signals: with a time limit the kernel does not begin again
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/rtnl"
@@ -377,37 +375,15 @@ const (
 )
 
 func (w *world) connect(from string, to netip.AddrPort, wait time.Duration) (*conversation, netip.Addr, error) {
-	fd := -1
+	var c *net.TCPConn
 	err := w.at[from].Do(func() (err error) {
-		family := unix.AF_INET
-		if to.Addr().Is6() {
-			family = unix.AF_INET6
-		}
-		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		// Made in the pod, the socket is of the pod from then on.
+		dialer := net.Dialer{Timeout: wait}
+		c, err = dialer.DialTCP(context.Background(), "tcp", netip.AddrPort{}, to)
 		return err
 	})
 	if err != nil {
-		return nil, netip.Addr{}, err
-	}
-	// A plain socket, made in the pod, is of the pod wherever it connects.
-	timeout := unix.NsecToTimeval(wait.Nanoseconds())
-	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
-	if err == nil {
-		if to.Addr().Is6() {
-			err = unix.Connect(fd, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
-		} else {
-			err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
-		}
-	}
-	if err != nil {
-		unix.Close(fd)
 		return nil, netip.Addr{}, fmt.Errorf("%s connects to %s: %w", from, to, err)
-	}
-	f := os.NewFile(uintptr(fd), "connection")
-	c, err := net.FileConn(f)
-	f.Close()
-	if err != nil {
-		return nil, netip.Addr{}, err
 	}
 	k := &conversation{c, bufio.NewReader(c), wait}
 	seen, err := k.hear()
@@ -442,7 +418,7 @@ func (k *conversation) again() (netip.Addr, error) {
 func (w *world) seen(t *testing.T, from string, to netip.AddrPort, wait time.Duration) string {
 	t.Helper()
 	k, a, err := w.connect(from, to, wait)
-	if errors.Is(err, unix.EINPROGRESS) || errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, os.ErrDeadlineExceeded) {
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 		return "nobody"
 	}
 	if err != nil {
