@@ -237,7 +237,7 @@ type progress struct {
 // begins anew, and DEL does without them.
 func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) error {
 	var pod *rtnl.Handle
-	if reach.NS != nil && routesMatter(pr.attachments()) {
+	if reach.NS != nil {
 		var err error
 		if pod, err = rtnl.Open(reach.NS); err != nil {
 			return err
@@ -266,13 +266,15 @@ func made(records ...store.Record) []store.Made {
 	return list
 }
 
-// makeAll makes the attachments. Where pod is not nil it returns the default
-// routes that each brought, and that are lifted out of the namespace.
+// makeAll makes the attachments, in the namespace that pod is in. Where routes
+// matter it returns the default ones that each brought, and that are lifted out
+// of the namespace.
 //
 // A program's DEL may need the result of its ADD, which may have taken long. It
 // is stored while the next attachment is being made.
 func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle) (brought [][]rtnl.Route, err error) {
-	chains, foretold := a.chains(pr.records, reach)
+	chains, foretold := a.chains(pr.records, reach, pod)
+	lift := pod != nil && routesMatter(pr.attachments())
 	var early errgroup.Group
 	defer func() { err = errors.Join(err, early.Wait()) }()
 	brought = make([][]rtnl.Route, len(chains))
@@ -291,7 +293,7 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 		}
 		pr.done = append(pr.done, c.attached(result))
 		pr.records[i].DeviceInfo = pr.done[i].DeviceInfo
-		if pod != nil {
+		if lift {
 			if brought[i], err = liftDefaults(pod); err != nil {
 				return nil, c.aboutRoutes(err)
 			}
@@ -305,9 +307,11 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 
 // chains are those of the records. From the one with the number foretold on
 // they are ready to tell what they come to.
-func (a *Attacher) chains(records []store.Record, reach Reach) (list []chain, foretold int) {
+func (a *Attacher) chains(records []store.Record, reach Reach, pod *rtnl.Handle) (list []chain, foretold int) {
 	for _, r := range records {
-		list = append(list, a.chain(r, reach))
+		c := a.chain(r, reach)
+		c.pod = pod
+		list = append(list, c)
 	}
 	foretold = len(list)
 	if reach.Foretold != nil {

@@ -16,6 +16,7 @@ import (
 	"braid.dev/braid/internal/ipam"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
+	"braid.dev/braid/internal/rtnl"
 	"braid.dev/braid/internal/store"
 )
 
@@ -45,6 +46,8 @@ type chain struct {
 	attacher *Attacher
 	record   store.Record
 	reach    Reach
+	// pod is lent to drivers, if not nil.
+	pod *rtnl.Handle
 	// first is the first plugin where it is ready already.
 	first *member
 }
@@ -76,6 +79,7 @@ func (c chain) member(i int, prev, final *current.Result) (member, error) {
 		ContainerID: sb.ContainerID,
 		IfName:      a.IfName,
 		NetNS:       c.reach.NS,
+		Pod:         c.pod,
 		NetNSPath:   sb.NetNS,
 		Args:        args(sb.Args, a.CNIArgs),
 		Conf:        conf,

@@ -16,6 +16,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/rtnl"
 )
 
 // Spec is one plugin of one attachment's chain, with all that it may use.
@@ -26,6 +27,9 @@ type Spec struct {
 	// namespace no longer exists: the kernel has then removed every link that
 	// was in it, and what is left to do is on the host.
 	NetNS *netns.NS
+	// Pod is open in NetNS for as long as the call lasts. Nil has the driver
+	// open a handle of its own; OpenPod knows.
+	Pod *rtnl.Handle
 	// NetNSPath is the CNI_NETNS of the request as the runtime sees it.
 	NetNSPath string
 	// Args is the CNI_ARGS of the request.

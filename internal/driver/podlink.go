@@ -29,10 +29,14 @@ type PodLink struct {
 	Remover *rtnl.Remover
 }
 
-// OpenPod opens the container's namespace, which must be there.
+// OpenPod returns a handle in the container's namespace, which must be there.
+// Close it.
 func OpenPod(s Spec) (*rtnl.Handle, error) {
-	if s.NetNS == nil {
+	switch {
+	case s.NetNS == nil:
 		return nil, s.NoNamespace()
+	case s.Pod != nil:
+		return s.Pod.Lend(), nil
 	}
 	return rtnl.Open(s.NetNS)
 }

@@ -209,7 +209,7 @@ func (d *Stacked) open(want Stack, s Spec) (*stacking, error) {
 		return a, nil
 	}
 	var err error
-	a.pod, err = rtnl.Open(s.NetNS)
+	a.pod, err = OpenPod(s)
 	return a, err
 }
 

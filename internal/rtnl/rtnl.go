@@ -27,8 +27,9 @@ var ErrExists = fs.ErrExist
 // Handle is a netlink socket in one namespace. It may be used by several
 // goroutines; their requests then wait for each other. Close it.
 type Handle struct {
-	nl *netlink.Handle
-	ns *netns.NS
+	nl   *netlink.Handle
+	ns   *netns.NS
+	lent bool
 }
 
 // Open opens a handle in ns, or in the namespace of the calling thread when ns
@@ -46,8 +47,16 @@ func Open(ns *netns.NS) (*Handle, error) {
 	return h, nil
 }
 
-// Close releases the socket.
-func (h *Handle) Close() { h.nl.Close() }
+// Close releases the socket, unless it is lent.
+func (h *Handle) Close() {
+	if !h.lent {
+		h.nl.Close()
+	}
+}
+
+// Lend returns the same handle for somebody who closes what he has used. It is
+// good until h is closed.
+func (h *Handle) Lend() *Handle { return &Handle{nl: h.nl, ns: h.ns, lent: true} }
 
 // in runs fn inside ns, or right here when ns is nil.
 func in(ns *netns.NS, fn func() error) error {

@@ -70,6 +70,18 @@ func TestVethHasItsOtherEndInTheOtherNamespace(t *testing.T) {
 	}
 }
 
+func TestHandleOutlivesTheOneThatIsLent(t *testing.T) {
+	h := open(t, kerneltest.NewNS(t))
+	lent := h.Lend()
+	if _, err := lent.Link("lo"); err != nil {
+		t.Error(err)
+	}
+	lent.Close()
+	if _, err := h.Link("lo"); err != nil {
+		t.Errorf("it is closed: %v", err)
+	}
+}
+
 func TestErrorsTellWhatIsTheMatter(t *testing.T) {
 	kerneltest.Need(t, kerneltest.Veth)
 	h := open(t, kerneltest.NewNS(t))

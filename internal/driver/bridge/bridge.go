@@ -110,7 +110,7 @@ func (b *bridge) open(c conf, s driver.Spec) (*attachment, error) {
 	}
 	a := &attachment{bridge: b, conf: c, spec: s, host: host}
 	if s.NetNS != nil {
-		if a.pod, err = rtnl.Open(s.NetNS); err != nil {
+		if a.pod, err = driver.OpenPod(s); err != nil {
 			host.Close()
 			return nil, err
 		}

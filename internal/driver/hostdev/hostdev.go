@@ -108,7 +108,7 @@ func (d *hostDevice) open(c conf, s driver.Spec) (*attachment, error) {
 		}
 	}
 	if a.host, err = rtnl.Open(a.hostNS); err == nil && s.NetNS != nil {
-		a.pod, err = rtnl.Open(s.NetNS)
+		a.pod, err = driver.OpenPod(s)
 	}
 	if err != nil {
 		a.close()

@@ -103,7 +103,7 @@ func (d ptp) open(c conf, s driver.Spec) (*attachment, error) {
 	}
 	a := &attachment{conf: c, cfg: d, spec: s, host: host}
 	if s.NetNS != nil {
-		if a.pod, err = rtnl.Open(s.NetNS); err != nil {
+		if a.pod, err = driver.OpenPod(s); err != nil {
 			host.Close()
 			return nil, err
 		}

@@ -98,7 +98,7 @@ func (d *tuning) Detach(_ context.Context, s driver.Spec) error {
 	if s.NetNS == nil {
 		return a.backup().remove()
 	}
-	if a.pod, err = rtnl.Open(s.NetNS); err != nil {
+	if a.pod, err = driver.OpenPod(s); err != nil {
 		return err
 	}
 	defer a.pod.Close()

@@ -272,7 +272,7 @@ func (v vrf) Detach(_ context.Context, s driver.Spec) error {
 	if err != nil || s.NetNS == nil {
 		return nil // refused by Attach, too
 	}
-	pod, err := rtnl.Open(s.NetNS)
+	pod, err := driver.OpenPod(s)
 	if err != nil {
 		return err
 	}
