@@ -266,15 +266,15 @@ func made(records ...store.Record) []store.Made {
 	return list
 }
 
-// makeAll makes the attachments, in the namespace that pod is in. Where routes
-// matter it returns the default ones that each brought, and that are lifted out
-// of the namespace.
+// makeAll makes the attachments, in the namespace that pod is in. Where the
+// default route is contested it returns those that each brought, and that are
+// lifted out of the namespace.
 //
 // A program's DEL may need the result of its ADD, which may have taken long. It
 // is stored while the next attachment is being made.
 func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle) (brought [][]rtnl.Route, err error) {
 	chains, foretold := a.chains(pr.records, reach, pod)
-	lift := pod != nil && routesMatter(pr.attachments())
+	lift := pod != nil && contested(pr.attachments())
 	var early errgroup.Group
 	defer func() { err = errors.Join(err, early.Wait()) }()
 	brought = make([][]rtnl.Route, len(chains))

@@ -21,10 +21,17 @@ import (
 // would fail because there is one. So each attachment's default routes are
 // lifted out of the namespace before the next one is made, and at the end those
 // that the pod shall have are put in. Nothing runs in the namespace meanwhile.
+// That is spared where no network but the first can make any.
 
-// routesMatter tells whether there is anything to decide.
-func routesMatter(list []plan.Attachment) bool {
-	return len(list) > 1 || slices.ContainsFunc(list, func(a plan.Attachment) bool { return a.Claim != nil })
+// contested tells whether there is anything to decide: the pod asks for a default
+// route, or a network behind the first may make one.
+func contested(list []plan.Attachment) bool {
+	for i, a := range list {
+		if a.Claim != nil || i > 0 && a.MayMakeDefault() {
+			return true
+		}
+	}
+	return false
 }
 
 // liftDefaults takes the default routes out of the main table and returns them.

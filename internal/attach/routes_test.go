@@ -193,6 +193,44 @@ func told(done []Attached) (results, statuses []string) {
 	return results, statuses
 }
 
+// watched is a driver that notes the pod's default routes as it finds them.
+type watched struct {
+	driver.Driver
+	pod   *pod
+	found map[string][]string // by interface name
+}
+
+func (w watched) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
+	w.found[s.IfName] = w.pod.defaults()
+	return w.Driver.Attach(ctx, s)
+}
+
+// TestDefaultRouteStaysWhileNetworksAreMadeThatBringNone: to take it out and to
+// put it in again costs every pod time for nothing.
+func TestDefaultRouteStaysWhileNetworksAreMadeThatBringNone(t *testing.T) {
+	for annotation, stays := range map[string]bool{
+		"plain,wide": true, "gateway-only": true,
+		"lan": false, "plain,two-hops": false, "exclusive,plain": false, "by-source": false,
+		`[{"name":"plain","default-route":["192.168.4.1"]}]`: false,
+	} {
+		p := newPod(t)
+		w := watched{p.Drivers["bridge"], p, map[string][]string{}}
+		p.Drivers["bridge"] = w
+		pl, err := p.plan("pods4", annotation)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Add(t.Context(), p.sandbox(), pl, Reach{NS: p.ns}); err != nil {
+			t.Fatal(err)
+		}
+		for ifName, found := range w.found {
+			if want := stays && ifName != "eth0"; (len(found) > 0) != want {
+				t.Errorf("%s: as %s is made there is %v", annotation, ifName, found)
+			}
+		}
+	}
+}
+
 func TestEveryFamilyHasOneDefaultRoute(t *testing.T) {
 	for _, c := range []struct {
 		name, def, networks string

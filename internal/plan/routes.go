@@ -208,6 +208,19 @@ func (a *Attachment) bringsDefault(said []routed) (how string, brings bool) {
 	if a.HasOwnTable() {
 		return "", false
 	}
+	return configuredDefault(said)
+}
+
+// MayMakeDefault tells whether attaching may make a default route in the pod,
+// if only until a plugin with a table of its own moves it there. It is false
+// where the configuration is known to say everything about routes, and has none.
+func (a Attachment) MayMakeDefault() bool {
+	_, makes := configuredDefault(a.routed())
+	return makes || !a.tellsAll()
+}
+
+// configuredDefault tells whether and how configurations ask for a default route.
+func configuredDefault(said []routed) (how string, asked bool) {
 	for _, r := range said {
 		if r.IsDefaultGateway || r.Delegate.IsDefaultGateway {
 			return "isDefaultGateway", true
