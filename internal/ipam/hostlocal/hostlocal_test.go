@@ -339,6 +339,16 @@ func TestForeignFiles(t *testing.T) {
 	expectPart(t, n.add("c2", small, "IP=10.0.0.3"), "held by an unknown holder")
 }
 
+// TestPipeHangsNobody: who waits for its other end holds the network's lock.
+func TestPipeHangsNobody(t *testing.T) {
+	n := newNode(t)
+	n.write("10.0.0.2", "by hand")
+	if err := unix.Mkfifo(filepath.Join(n.dir, "vlan2001", "last_reserved_ip.0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expectPart(t, n.add("c1", small, ""), "last_reserved_ip.0")
+}
+
 func TestDel(t *testing.T) {
 	n := newNode(t)
 	n.del("c1", small) // no directory
