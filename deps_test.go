@@ -5,8 +5,10 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -101,6 +103,30 @@ func TestOnlyNetnsMovesThreadsBetweenNamespaces(t *testing.T) {
 			}
 			return true
 		})
+	})
+}
+
+// TestEveryTestOfTheClusterTierIsRun: which those are is said by their names.
+func TestEveryTestOfTheClusterTierIsRun(t *testing.T) {
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^\tBRAID_TIER=cluster go test .* -run '(.+)' .*\./internal/e2e`).FindSubmatch(makefile)
+	if m == nil {
+		t.Fatal("make test-cluster does not run internal/e2e")
+	}
+	run := regexp.MustCompile(string(m[1]))
+	eachGoFile(t, func(path string, f *ast.File) {
+		if filepath.Dir(path) != "internal/e2e" {
+			return
+		}
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if ok && strings.HasPrefix(fn.Name.Name, "Test") && fn.Name.Name != "TestMain" && !run.MatchString(fn.Name.Name) {
+				t.Errorf("%s: make test-cluster does not run %s", path, fn.Name.Name)
+			}
+		}
 	})
 }
 

@@ -113,9 +113,9 @@ func TestA11TheAPIServerIsSlow(t *testing.T) {
 	h.nothingIsLeft(t)
 }
 
-// TestAddThatDoesNotWaitForTheNetworkStatus has it written after the ADD, by this
+// TestClusterAddDoesNotWaitForTheNetworkStatus has it written after the ADD, by this
 // daemon or, when that is killed, by the next.
-func TestAddThatDoesNotWaitForTheNetworkStatus(t *testing.T) {
+func TestClusterAddDoesNotWaitForTheNetworkStatus(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, func(h *host) {
 		must(t, os.WriteFile(h.path("braidd.yaml"), []byte("waitForNetworkStatus: false\n"), 0o644))
