@@ -27,7 +27,7 @@ type config struct {
 	// eth0, eth1 and so on. 1 is the default network alone.
 	ConfDirNetworks int `json:"confDirNetworks"`
 	// WaitForNetworkStatus has an ADD end when the pod's network status is
-	// written, and fail when it is refused.
+	// written, and fail when it is refused. Otherwise it is written soon after.
 	WaitForNetworkStatus bool `json:"waitForNetworkStatus"`
 	// NamespaceIsolation has pods use the NetworkAttachmentDefinitions of their
 	// own namespace only, and those of GlobalNamespaces.
@@ -64,8 +64,6 @@ func defaults() config {
 		Parallel:         16,
 		ConfDirNetworks:  1,
 		GlobalNamespaces: []string{"default"},
-
-		WaitForNetworkStatus: true,
 	}
 }
 

@@ -25,7 +25,7 @@ func TestSettings(t *testing.T) {
 	if c, err := read("confDirNetworks: 2\n"); err != nil || c.ConfDirNetworks != 2 {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if c, err := read("waitForNetworkStatus: false\n"); err != nil || c.WaitForNetworkStatus || !defaults().WaitForNetworkStatus {
+	if c, err := read("waitForNetworkStatus: true\n"); err != nil || !c.WaitForNetworkStatus || defaults().WaitForNetworkStatus {
 		t.Errorf("%+v, %v", c, err)
 	}
 	if c, err := read(""); err != nil || !reflect.DeepEqual(c, defaults()) {

@@ -65,7 +65,7 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Networks:        networks,
 		ConfDirNetworks: conf.ConfDirNetworks,
 		Isolation:       conf.isolation(),
-		StatusLater:     !conf.WaitForNetworkStatus,
+		WaitForStatus:   conf.WaitForNetworkStatus,
 		Devices:         kubelet,
 		DeviceInfoDir:   f.deviceInfo,
 		SubnetFile:      readSubnetFile,

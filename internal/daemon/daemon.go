@@ -100,9 +100,9 @@ type Config struct {
 	ConfDirNetworks int
 	// Isolation says which NetworkAttachmentDefinitions a pod may use.
 	Isolation plan.Isolation
-	// StatusLater has an ADD not wait until the pod's network status is written,
-	// which is then done when the burst of ADDs that it belongs to is over.
-	StatusLater bool
+	// WaitForStatus has an ADD end when the pod's network status is written.
+	// Without it that is done when the burst of ADDs that it belongs to is over.
+	WaitForStatus bool
 	// Cluster is nil on a machine without Kubernetes, where every container
 	// gets the default network.
 	Cluster Cluster
@@ -161,8 +161,8 @@ type Daemon struct {
 	soon     bell
 	// late is rung when a network status could not be written.
 	late bell
-	// untold are the sandboxes whose network status is to be written, nil without
-	// StatusLater.
+	// untold are the sandboxes whose network status is to be written, nil with
+	// WaitForStatus.
 	untold chan untold
 	// plugs knows which pods were served.
 	plugs plugger
@@ -193,7 +193,7 @@ func New(c Config) *Daemon {
 		soon:       newBell(),
 		statusWait: statusWait,
 	}
-	if c.StatusLater {
+	if !c.WaitForStatus {
 		d.untold = make(chan untold, tellQueue)
 	}
 	return d

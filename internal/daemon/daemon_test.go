@@ -462,8 +462,8 @@ func TestEveryPodGetsTheFirstNetworksOfTheConfDir(t *testing.T) {
 }
 
 func TestContainerThatIsNoPodHasNoStatusToBeWritten(t *testing.T) {
-	for _, later := range []bool{false, true} {
-		n := newNode(t, twoOfTheConfDir(t, confFirst, confSecond), func(c *Config) { c.StatusLater = later })
+	for _, wait := range []bool{true, false} {
+		n := newNode(t, twoOfTheConfDir(t, confFirst, confSecond), func(c *Config) { c.WaitForStatus = wait })
 		r := n.request("ADD", "c")
 		r.Args = ""
 		if reply := n.ask(r); reply.Error != nil {

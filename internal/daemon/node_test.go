@@ -83,6 +83,8 @@ func newNode(t testing.TB, change ...func(*Config)) *node {
 		Cluster:  n.cluster,
 		Networks: networks{[]plan.Network{conflist(t, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"fake"}]}`)}},
 		Log:      slog.New(slog.NewTextHandler(n.log, nil)),
+
+		WaitForStatus: true, // so that a test can look when an ADD has ended
 	}
 	for _, c := range change {
 		c(&n.config)

@@ -22,7 +22,7 @@ type teller struct {
 
 // follow has an ADD tell what the pod gets as soon as that is known.
 func (t *teller) follow(ctx context.Context, reach *attach.Reach) {
-	if t.daemon.StatusLater {
+	if !t.daemon.WaitForStatus {
 		return
 	}
 	reach.Made = func(done []attach.Attached) { t.begin(ctx, done) }
@@ -91,10 +91,10 @@ func (t *teller) abandon(ctx context.Context) {
 // withdrawLimit bounds what a failed ADD waits for its status to be withdrawn.
 const withdrawLimit = 5 * time.Second
 
-// end waits until the status is written, writes it if begin did not, and tells
-// the events. With StatusLater it leaves both to tellLoop.
+// end leaves the status and the events to tellLoop. With WaitForStatus it waits
+// until the status is written, writes it if begin did not, and tells the events.
 func (t *teller) end(ctx context.Context, r request, done []attach.Attached) error {
-	if t.daemon.StatusLater {
+	if !t.daemon.WaitForStatus {
 		t.daemon.tellLater(untold{r.ContainerID, r.IfName, t.pod, done})
 		return nil
 	}

@@ -46,7 +46,7 @@ func (d *Daemon) tellLater(u untold) {
 // tellLoop writes the network statuses that no ADD waits for. What it leaves at
 // its end is seen by the next daemon's converge.
 func (d *Daemon) tellLoop(ctx context.Context) error {
-	if !d.StatusLater {
+	if d.WaitForStatus {
 		return nil
 	}
 	for {

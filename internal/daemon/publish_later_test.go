@@ -11,7 +11,7 @@ import (
 	"braid.dev/braid/internal/store"
 )
 
-func statusLater(c *Config) { c.StatusLater = true }
+func statusLater(c *Config) { c.WaitForStatus = false }
 
 // newUntold is a node with one pod, p, whose network status is to be written.
 func newUntold(t *testing.T) *node {

@@ -2,6 +2,7 @@ package demo_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -115,8 +116,25 @@ func (i *interrupter) Kubectl(ctx context.Context, args ...string) (string, erro
 	return out, err
 }
 
+// networkStatus waits for a pod's network-status annotation, which comes soon
+// after its networks.
+func (s *scenario) networkStatus(t *testing.T, pod string) (text string) {
+	t.Helper()
+	err := s.Eventually(t.Context(), time.Minute, "network-status of "+pod, func(ctx context.Context) (err error) {
+		text, err = s.lab.Kubectl(ctx, "get", "pod", pod, "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+		if err == nil && text == "" {
+			err = errors.New("there is none")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
 func (s *scenario) statusAndEvents(t *testing.T) {
-	status := s.kubectl(t, "get", "pod", "pod2", "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+	status := s.networkStatus(t, "pod2")
 	for _, want := range []string{`"name": "default/vlan-2002"`, `"interface": "net1"`, `"10.20.2.11"`, `"default": true`, `"default": false`} {
 		if !strings.Contains(unspaced(status), unspaced(want)) {
 			t.Errorf("no %s in the network-status %s", want, status)
@@ -145,6 +163,8 @@ func (s *scenario) killed(t *testing.T) {
 	if out := s.kubectl(t, "exec", "late", "--", "ip", "address", "show", "net1"); !strings.Contains(out, "10.20.1.20/24") {
 		t.Errorf("late has not got its address:\n%s", out)
 	}
+	// As docs/network-status.md says: the pod can read what it got.
+	s.kubectl(t, "exec", "late", "--", "timeout", "120", "sh", "-c", "until grep -q 10.20.1.20 /etc/podinfo/network-status; do sleep 1; done")
 	s.kubectl(t, "exec", "pod1a", "--", "arping", "-f", "-w", "20", "-I", "net1", "10.20.1.20")
 	s.kubectl(t, "-n", "braid-system", "rollout", "status", "daemonset/braidd", "--timeout=120s")
 }
@@ -170,6 +190,13 @@ spec:
     - name: shell
       image: braid.dev/toolbox:dev
       command: ["tail", "-f", "/dev/null"]
+      volumeMounts: [{name: podinfo, mountPath: /etc/podinfo}]
+  volumes:
+    - name: podinfo
+      downwardAPI:
+        items:
+          - path: network-status
+            fieldRef: {fieldPath: "metadata.annotations['k8s.v1.cni.cncf.io/network-status']"}
 `
 
 // deleted kills braidd once more while the pods go: nothing of them stays.

@@ -94,7 +94,7 @@ func (s *scenario) eventually(t *testing.T, what string, check func(context.Cont
 // devicesOf are the devices behind a pod's networks, as network-status has them.
 func (s *scenario) devicesOf(t *testing.T, pod string) []string {
 	t.Helper()
-	text := s.kubectl(t, "get", "pod", pod, "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+	text := s.networkStatus(t, pod)
 	var elements []struct {
 		Info struct {
 			PCI struct {

@@ -362,8 +362,7 @@ func (v podView) oneDefaultRoute(t *testing.T) {
 // is 192.168.n.0/24.
 func (s *scenario) isAsInTheSeed(t *testing.T, pod podView, networks ...string) {
 	t.Helper()
-	path := `jsonpath={range .metadata.annotations}{.k8s\.v1\.cni\.cncf\.io/network-status}{end}`
-	status := strings.ReplaceAll(unspaced(s.kubectl(t, "get", "pod", pod.name, "-o", path)), "\n", "")
+	status := strings.ReplaceAll(unspaced(s.networkStatus(t, pod.name)), "\n", "")
 	var routes []string
 	for i, network := range networks {
 		link := "eth0"

@@ -216,8 +216,16 @@ func (d *Demo) externalMACs(ctx context.Context) (map[string]string, error) {
 }
 
 // net1MACs reads each pod's net1 MAC from its network-status annotation, which
-// makes the scenario fail when that is missing or wrong.
-func (d *Demo) net1MACs(ctx context.Context) (map[string]string, error) {
+// makes the scenario fail when that does not come or is wrong.
+func (d *Demo) net1MACs(ctx context.Context) (macs map[string]string, err error) {
+	err = d.Eventually(ctx, time.Minute, "the network status of every pod", func(ctx context.Context) error {
+		macs, err = d.net1MACsNow(ctx)
+		return err
+	})
+	return macs, err
+}
+
+func (d *Demo) net1MACsNow(ctx context.Context) (map[string]string, error) {
 	view, err := d.view(ctx)
 	if err != nil {
 		return nil, err

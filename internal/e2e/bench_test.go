@@ -59,7 +59,7 @@ func BenchmarkPods(b *testing.B) {
 			samples[sampleKey{s.name, v, 1}].report(b, s.name+"/"+v+"/1")
 			samples[sampleKey{s.name, v, parallel}].report(b, s.name+"/"+v+"/"+strconv.Itoa(parallel))
 		}
-		if s.told() {
+		if w.tellsLater(s) {
 			samples[sampleKey{s.name, "status", 1}].report(b, s.name+"/status/1")
 		}
 	}
@@ -118,14 +118,14 @@ func median[T cmp.Ordered](all []T) T {
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // world is the host with the networks and pods of the benchmark. Another one has
-// a braidd that does not wait for the network status.
+// a braidd that waits for the network status.
 type world struct {
 	*host
-	later *host
-	sides []side
-	boxes []*box
-	uids  map[string]string
-	ids   atomic.Int64
+	waiting *host
+	sides   []side
+	boxes   []*box
+	uids    map[string]string
+	ids     atomic.Int64
 }
 
 // box is a place for a sandbox: a namespace that one pod after the other uses.
@@ -139,20 +139,19 @@ func newWorld(b *testing.B) *world {
 	w.write(b, "conf/05-bench.conflist", w.benchConf())
 	w.write(b, "braidd.yaml", "pluginTimeout: 30s\n")
 	w.restartFor(b)
-	w.later = w.laterHost(b)
+	w.waiting = w.waitingHost(b)
 	manifest := append(w.definitions("bench", 4), w.foreign())
-	manifest = append(manifest, w.later.definitions("later", 1)...)
-	braid := string(w.conf(b))
+	manifest = append(manifest, w.waiting.definitions("waiting", 1)...)
+	braid, waiting := string(w.conf(b)), string(w.waiting.conf(b))
 	w.sides = []side{
 		{name: "direct", runtime: w.runtime(b, w.host, w.conflist("direct-net", "braiddirect0", "10.80.0.0/22", "bridge"))},
 		{name: "direct-alone", runtime: w.runtime(b, w.host, without(w.conflist("foreign-net", "braiddirect1", "10.81.0.0/22", "foreign"), "portmap"))},
 		{name: "default", runtime: w.runtime(b, w.host, braid)},
-		{name: "default-told", runtime: w.runtime(b, w.host, braid), status: true},
 		{name: "native1", runtime: w.runtime(b, w.host, braid), networks: "bench1"},
-		{name: "default-later", runtime: w.runtime(b, w.later, string(w.later.conf(b)))},
-		{name: "native1-later", runtime: w.runtime(b, w.later, string(w.later.conf(b))), networks: "later1"},
 		{name: "native4", runtime: w.runtime(b, w.host, braid), networks: "bench1,bench2,bench3,bench4"},
 		{name: "executed1", runtime: w.runtime(b, w.host, braid), networks: "foreign"},
+		{name: "default-waits", runtime: w.runtime(b, w.waiting, waiting), status: true},
+		{name: "native1-waits", runtime: w.runtime(b, w.waiting, waiting), networks: "waiting1"},
 	}
 	if *only != "" {
 		match := regexp.MustCompile(*only)
@@ -186,11 +185,11 @@ func (w *world) programs(b *testing.B) {
 	b.Cleanup(func() { _ = os.RemoveAll(w.path("bench-bin")) })
 }
 
-// laterHost is a host like the other, but for one setting.
-func (w *world) laterHost(b *testing.B) *host {
+// waitingHost is a host like the other, but for one setting.
+func (w *world) waitingHost(b *testing.B) *host {
 	h, err := w.cluster.newHost(b.Context(), "", func(h *host) {
 		for name, content := range map[string]string{
-			"braidd.yaml": "pluginTimeout: 30s\nwaitForNetworkStatus: false\n", "conf/05-bench.conflist": h.benchConf(),
+			"braidd.yaml": "pluginTimeout: 30s\nwaitForNetworkStatus: true\n", "conf/05-bench.conflist": h.benchConf(),
 		} {
 			if err := os.WriteFile(h.path(name), []byte(content), 0o644); err != nil {
 				b.Fatal(err)
@@ -414,7 +413,7 @@ func (w *world) turn(b *testing.B, s side, n, pods int, all samples) {
 		confs[i] = w.request(s, i)
 	}
 	var before map[string]string
-	if s.told() {
+	if w.tellsLater(s) {
 		before = w.statuses(b, s)
 	}
 	rest(b)
@@ -422,7 +421,7 @@ func (w *world) turn(b *testing.B, s side, n, pods int, all samples) {
 		runtime.GC() // not in the middle of a measurement
 		each, rate := s.runtime.batch(b, verb, confs, n)
 		all.add(sampleKey{s.name, verb, n}, rate, each...)
-		if verb == "ADD" && s.told() {
+		if verb == "ADD" && w.tellsLater(s) {
 			took := w.awaitStatuses(b, s, before, pods)
 			all.add(sampleKey{s.name, "status", n}, 1/took.Seconds(), took)
 		}
@@ -438,8 +437,8 @@ func rest(b *testing.B) {
 	}
 }
 
-// told reports whether the side's pods get a status that no ADD waits for.
-func (s side) told() bool { return s.name == "native1-later" }
+// tellsLater reports whether the side's pods get a status that no ADD waits for.
+func (w *world) tellsLater(s side) bool { return s.networks != "" && s.runtime.at != w.waiting }
 
 // statuses are the network statuses of the side's pods.
 func (w *world) statuses(b *testing.B, s side) map[string]string {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,9 +58,13 @@ func TestA14NetworksOfOneResourceHaveDistinctDevices(t *testing.T) {
 	must(t, os.WriteFile(h.path("devinfo/dp/intel.com-vf-0000:01:00.3-device.json"), []byte(info), 0o444))
 	s := p.newSandbox(t)
 	s.mustAdd(t)
-	if text := strings.Join(strings.Fields(p.networkStatus(t)), ""); strings.Count(text, "device-info") != 1 || !strings.Contains(text, `"device-info":`+info) {
-		t.Errorf("network-status %s", text)
-	}
+	p.awaitStatus(t, func(text string) error {
+		text = strings.Join(strings.Fields(text), "")
+		if strings.Count(text, "device-info") != 1 || !strings.Contains(text, `"device-info":`+info) {
+			return fmt.Errorf("not %s alone", info)
+		}
+		return nil
+	})
 	// DEL knows them from the records: a daemon that was started again, and a
 	// kubelet that does not know the pod any more.
 	h.restart(t)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -28,10 +29,12 @@ func TestClusterDefaultRouteThroughTheNetworkThePodAsksFor(t *testing.T) {
 			if ours := c.kept == "10.76.0.1"; strings.Contains(result, `"0.0.0.0/0"`) != ours {
 				t.Errorf("the runtime is told %s", result)
 			}
-			gateways := p.networkStatus(t)
-			if strings.Count(gateways, `"gateway"`) != 1 || !strings.Contains(gateways, `"`+c.kept+`"`) {
-				t.Errorf("network-status %s", gateways)
-			}
+			p.awaitStatus(t, func(text string) error {
+				if strings.Count(text, `"gateway"`) != 1 || !strings.Contains(text, `"`+c.kept+`"`) {
+					return fmt.Errorf("not %s as the one gateway", c.kept)
+				}
+				return nil
+			})
 			p.eventSays(t, c.event)
 			mustRun(t, p, "check")
 			mustRun(t, p, "del")
@@ -66,12 +69,7 @@ func TestClusterEveryPodGetsFlannelAndASecondNetwork(t *testing.T) {
 	if strings.Count(inside, "0.0.0.0/0") != 1 {
 		t.Errorf("more than one default route:\n%s", inside)
 	}
-	status := p.networkStatus(t)
-	for _, want := range []string{`"cbr0"`, `"default-net"`, `"eth1"`, `"` + h.namespace + `/extra"`} {
-		if !strings.Contains(status, want) {
-			t.Errorf("no %s in the network-status %s", want, status)
-		}
-	}
+	p.statusBecomes(t, `"cbr0"`, `"default-net"`, `"eth1"`, `"`+h.namespace+`/extra"`)
 	mustRun(t, p, "check")
 	mustRun(t, p, "del")
 	h.nothingLeft(t, p)

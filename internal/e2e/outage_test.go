@@ -76,23 +76,6 @@ func (h *host) awaitRemembered(t *testing.T) {
 	}))
 }
 
-// statusBecomes waits until network-status has all these words.
-func (p *pod) statusBecomes(t *testing.T, words ...string) {
-	t.Helper()
-	err := within(t.Context(), 60*time.Second, "network-status of "+p.name, func() error {
-		text := p.networkStatus(t)
-		for _, word := range words {
-			if !strings.Contains(text, word) {
-				return fmt.Errorf("no %q in %q", word, text)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
 func TestA11TheAPIServerIsSlow(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -117,9 +100,7 @@ func TestA11TheAPIServerIsSlow(t *testing.T) {
 // daemon or, when that is killed, by the next.
 func TestClusterAddDoesNotWaitForTheNetworkStatus(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, func(h *host) {
-		must(t, os.WriteFile(h.path("braidd.yaml"), []byte("waitForNetworkStatus: false\n"), 0o644))
-	})
+	h := newHost(t)
 	h.extraNetwork(t)
 	p := h.createPod(t, "pod", map[string]string{networksKey: "extra"})
 	settle := p.newSandbox(t)
@@ -145,6 +126,25 @@ func TestClusterAddDoesNotWaitForTheNetworkStatus(t *testing.T) {
 			p.statusBecomes(t, result.IPs[0].Address.IP.String(), "net1")
 			s.mustDel(t)
 		})
+	}
+	h.nothingIsLeft(t)
+}
+
+// TestClusterAddThatIsToWaitForTheNetworkStatus ends when it can be read.
+func TestClusterAddThatIsToWaitForTheNetworkStatus(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, func(h *host) {
+		must(t, os.WriteFile(h.path("braidd.yaml"), []byte("waitForNetworkStatus: true\n"), 0o644))
+	})
+	h.extraNetwork(t)
+	p := h.createPod(t, "pod", map[string]string{networksKey: "extra"})
+	for range 2 {
+		s := p.newSandbox(t)
+		result := s.mustAdd(t)
+		if text := p.networkStatus(t); !strings.Contains(text, result.IPs[0].Address.IP.String()) {
+			t.Errorf("not waited for: %q", text)
+		}
+		s.mustDel(t)
 	}
 	h.nothingIsLeft(t)
 }
@@ -191,9 +191,12 @@ func TestA12APodThatTheNodeDoesNotKnowYet(t *testing.T) {
 		s := fresh.newSandbox(t)
 		s.mustAdd(t)
 		s.has(t, "other0")
-		if e := fresh.statusElements(t); len(e) != 2 || e[1].Interface != "other0" {
-			t.Errorf("network-status of the new pod: %+v", e)
-		}
+		fresh.awaitStatus(t, func(string) error {
+			if e := fresh.statusElements(t); len(e) != 2 || e[1].Interface != "other0" {
+				return fmt.Errorf("not other0 behind the default network: %+v", e)
+			}
+			return nil
+		})
 		before.mustDel(t)
 		s.mustDel(t)
 		// The old one is no more, and is told apart from one that has no networks.

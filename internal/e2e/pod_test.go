@@ -174,6 +174,34 @@ func (p *pod) networkStatus(t *testing.T) string {
 	return now.Metadata.Annotations[statusKey]
 }
 
+// awaitStatus waits until network-status is as wanted.
+func (p *pod) awaitStatus(t *testing.T, wanted func(text string) error) {
+	t.Helper()
+	err := within(t.Context(), 60*time.Second, "network-status of "+p.name, func() error {
+		text := p.networkStatus(t)
+		if err := wanted(text); err != nil {
+			return fmt.Errorf("%w in %q", err, text)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// statusBecomes waits until network-status has all these words.
+func (p *pod) statusBecomes(t *testing.T, words ...string) {
+	t.Helper()
+	p.awaitStatus(t, func(text string) error {
+		for _, word := range words {
+			if !strings.Contains(text, word) {
+				return fmt.Errorf("no %q", word)
+			}
+		}
+		return nil
+	})
+}
+
 // statusElement is one element of the status annotation.
 type statusElement struct {
 	Name      string

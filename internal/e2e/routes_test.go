@@ -76,9 +76,12 @@ func TestA13DefaultRouteIsTheSameEverywhere(t *testing.T) {
 			if got := resultExits(s.cachedResult(t)); !slices.Equal(got, ofDefault) {
 				t.Errorf("the runtime's library remembers the default routes via %v, want %v", got, ofDefault)
 			}
-			if got := p.statusExits(t); !slices.Equal(got, want) {
-				t.Errorf("network-status has the default routes %v, want %v\n%s", got, want, p.networkStatus(t))
-			}
+			p.awaitStatus(t, func(string) error {
+				if got := p.statusExits(t); !slices.Equal(got, want) {
+					return fmt.Errorf("the default routes %v, and not %v,", got, want)
+				}
+				return nil
+			})
 			if tc.host != renaming { // CHECK is about the name that the runtime gave
 				s.mustCheck(t)
 			}
