@@ -21,6 +21,9 @@ const (
 	tellAtOnce = 4
 	// tellQueue is how many may wait, well above the pods of a node.
 	tellQueue = 1024
+	// tellLast is how long a daemon that ends goes on writing them: the next one
+	// may first have to be fetched.
+	tellLast = 3 * time.Second
 )
 
 // untold is a sandbox whose ADD did not wait for its network status.
@@ -50,24 +53,39 @@ func (d *Daemon) tellLoop(ctx context.Context) error {
 		return nil
 	}
 	for {
-		burst := d.nextUntold(ctx)
+		d.tellAll(ctx, d.nextUntold(ctx))
 		if ctx.Err() != nil {
 			return nil
 		}
-		var group errgroup.Group
-		group.SetLimit(tellAtOnce)
-		for _, u := range burst {
-			group.Go(func() error {
-				d.tellUntold(ctx, u)
-				d.added(u.pod, u.done)
-				return nil
-			})
-		}
-		_ = group.Wait() // none of them fails
 	}
 }
 
-// nextUntold waits for the end of the next burst of ADDs.
+// tellAll writes the network statuses of a burst, also the last one before ctx
+// ended.
+func (d *Daemon) tellAll(ctx context.Context, burst []untold) {
+	ctx, cancel := outlast(ctx, tellLast)
+	defer cancel()
+	var group errgroup.Group
+	group.SetLimit(tellAtOnce)
+	for _, u := range burst {
+		group.Go(func() error {
+			d.tellUntold(ctx, u)
+			d.added(u.pod, u.done)
+			return nil
+		})
+	}
+	_ = group.Wait() // none of them fails
+}
+
+// outlast is a context that ends some time after ctx.
+func outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(by, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
+// nextUntold waits for the end of the next burst of ADDs, or of ctx: then it is
+// all that wait.
 func (d *Daemon) nextUntold(ctx context.Context) (burst []untold) {
 	var quiet, latest <-chan time.Time // never, until there is one
 	for {
@@ -82,7 +100,10 @@ func (d *Daemon) nextUntold(ctx context.Context) (burst []untold) {
 		case <-latest:
 			return burst
 		case <-ctx.Done():
-			return nil
+			for range len(d.untold) {
+				burst = append(burst, <-d.untold)
+			}
+			return burst
 		}
 	}
 }

@@ -65,6 +65,25 @@ func TestAddDoesNotWaitForAStatusThatIsWrittenLater(t *testing.T) {
 	n.nothingLeft()
 }
 
+// TestDaemonThatEndsWritesWhatWaits: the next one may first have to be fetched.
+func TestDaemonThatEndsWritesWhatWaits(t *testing.T) {
+	n := newUntold(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := n.daemon.tellLoop(ctx); err != nil {
+		t.Error(err)
+	}
+	if text := n.statusIs("p"); !strings.Contains(text, "default/vlan") {
+		t.Errorf("status %q", text)
+	}
+	n.set(func(c *cluster, _ *kernel) { c.statusErr = ErrAway })
+	n.ok("DEL", "p")
+	n.ok("ADD", "p")
+	if err := n.daemon.tellLoop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestPodWithoutExtraNetworksIsNotToldOfLater: it costs no API write this way
 // either.
 func TestPodWithoutExtraNetworksIsNotToldOfLater(t *testing.T) {
@@ -174,10 +193,10 @@ func TestBurstIsToldOfWhenItIsOver(t *testing.T) {
 	}
 	cancel()
 	<-ended
-	for len(n.daemon.untold) > 0 {
-		<-n.daemon.untold
+	for range 3 {
+		n.daemon.tellLater(untold{containerID: "c"})
 	}
-	if burst := n.daemon.nextUntold(ctx); burst != nil {
-		t.Errorf("after the end: %v", burst)
+	if burst := n.daemon.nextUntold(ctx); len(burst) < 3 || len(n.daemon.untold) > 0 {
+		t.Errorf("at the end: %d, and %d are left", len(burst), len(n.daemon.untold))
 	}
 }
