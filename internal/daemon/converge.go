@@ -89,7 +89,11 @@ func (d *Daemon) converge(ctx context.Context, refused refusals) bool {
 	all := true
 	for _, records := range sandboxes {
 		sb := records[0].Sandbox
-		if d.queue.busy(sb.ContainerID) || refused.waits(sb, time.Now()) {
+		if refused.waits(sb, time.Now()) {
+			continue
+		}
+		if d.queue.busy(sb.ContainerID) {
+			all = false // whoever is at it may write the status, or may not
 			continue
 		}
 		pod, ok := d.Cluster.Known(sb.Pod.Namespace, sb.Pod.Name, sb.Pod.UID)
