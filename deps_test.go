@@ -30,6 +30,7 @@ var walls = []wall{
 	{"k8s.io/kubelet", []string{"internal/devices", "internal/devices/kubelettest", "internal/demo/deviceplugin"}, "one door to the kubelet"},
 	{"google.golang.org/grpc", []string{"internal/cri", "internal/devices", "internal/devices/kubelettest", "internal/demo/deviceplugin"}, "sockets of the node's services, and no other"},
 	{"github.com/vishvananda/netlink", []string{"internal/rtnl"}, "one door to the kernel's links"},
+	{"github.com/prometheus", []string{"internal/metrics"}, "one place for the names of metrics"},
 	{"github.com/vishvananda/netns", nil, "internal/netns holds namespaces by descriptor"},
 	{module + "internal/daemon", []string{"cmd/braidd"}, "only braidd serves the shim"},
 	{module + "internal/lab", []string{"cmd/braid", "internal/demo", "internal/lab/*"}, "the lab tests Braid, it is no part of it"},

@@ -47,6 +47,7 @@ type flags struct {
 	runtime      string
 	podResources string
 	deviceInfo   string
+	metrics      string
 	configFile   string
 	logLevel     string
 	showVersion  bool
@@ -91,6 +92,7 @@ func command() *cobra.Command {
 	c.Flags().StringVar(&f.cacheDir, "cni-cache-dir", "/var/lib/cni/results", "`directory` where the runtime's libcni keeps the results of its ADDs; it is read when records are lost")
 	c.Flags().StringVar(&f.multusCache, "multus-cache-dir", "/var/lib/cni/multus/results", "`directory` where Multus kept the results of its ADDs; it is read when a pod of before Braid is deleted")
 	c.Flags().StringVar(&f.runtime, "runtime-endpoint", "", "the runtime's CRI `socket`, to be asked which containers it has (default: not asked; whoever may use it is root on the node)")
+	c.Flags().StringVar(&f.metrics, "metrics-address", "", "`address` where Prometheus finds metrics at /metrics, such as 127.0.0.1:9747 (default: nowhere)")
 	c.Flags().StringVar(&f.configFile, "config", "", "`file` with settings in YAML")
 	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Flags().BoolVar(&f.showVersion, "version", false, "print the version")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"braid.dev/braid/internal/daemon"
 	"braid.dev/braid/internal/devices"
 	"braid.dev/braid/internal/kube"
+	"braid.dev/braid/internal/metrics"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/rtnl"
 	"braid.dev/braid/internal/store"
@@ -44,8 +46,9 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 			return fmt.Errorf("%w (without a cluster: --no-cluster)", err)
 		}
 	}
+	counted := metrics.New(version)
 	networks, err := confdir.New(confdir.Config{
-		Dir: f.confDir, StateDir: f.stateDir, Place: f.place(), Notify: notifier(cluster), Log: log,
+		Dir: f.confDir, StateDir: f.stateDir, Place: f.place(), Notify: notifier(cluster), Restored: counted.Restored, Log: log,
 	})
 	if err != nil {
 		return err
@@ -79,13 +82,15 @@ func serve(ctx context.Context, f flags, conf config, log *slog.Logger) (err err
 		Containers:      running,
 		StatusFile:      filepath.Join(f.runDir, "status"),
 		Log:             log,
+		Served:          counted.Served,
 		RequestTimeout:  time.Duration(conf.RequestTimeout),
 		Parallel:        conf.Parallel,
 	})
 	if err := d.Recover(ctx); err != nil {
 		return err
 	}
-	return run(ctx, f, conf, parts{daemon: d, networks: networks, cluster: cluster, log: log})
+	counted.Pending(d.Untold)
+	return run(ctx, f, conf, parts{daemon: d, networks: networks, cluster: cluster, metrics: counted, log: log})
 }
 
 // attacher does in process what package native has a driver or an address
@@ -179,6 +184,7 @@ type parts struct {
 	daemon   *daemon.Daemon
 	networks *confdir.Watcher
 	cluster  *kube.Cluster
+	metrics  *metrics.Metrics
 	log      *slog.Logger
 }
 
@@ -213,9 +219,28 @@ func run(ctx context.Context, f flags, conf config, p parts) error {
 		ready = p.cluster.WaitSynced
 	}
 	group.Go(func() error { return shed(others, ready, p.log) })
+	group.Go(func() error {
+		p.serveMetrics(others, f.metrics)
+		return nil
+	})
 	err = group.Wait()
 	p.log.Info("braidd ends", "err", err)
 	return err
+}
+
+// serveMetrics answers Prometheus at the address, if there is one. That somebody
+// else has the port is no reason for pods to wait.
+func (p parts) serveMetrics(ctx context.Context, address string) {
+	if address == "" {
+		return
+	}
+	listener, err := net.Listen("tcp", address)
+	if err == nil {
+		err = p.metrics.Serve(ctx, listener)
+	}
+	if err != nil {
+		p.log.Error("there are no metrics", "address", address, "err", err)
+	}
 }
 
 // notifier makes events of what the conf dir has to tell, nil without a cluster.

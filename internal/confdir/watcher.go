@@ -62,7 +62,11 @@ type Config struct {
 	// others: each Notice once, and a warning again every half hour as long as it
 	// holds, however often an agent does it. It must not block.
 	Notify func(Notice)
-	Log    *slog.Logger
+	// Restored, if not nil, is called each time Braid's own file was put back,
+	// because it was "removed", by whatever name it went, or "changed". It must
+	// not block.
+	Restored func(reason string)
+	Log      *slog.Logger
 }
 
 // Watcher follows one conf dir. Its methods may be called at any time from any
@@ -350,16 +354,24 @@ func (w *Watcher) keepOwn(files []File, want []byte) (wait time.Duration) {
 	case !bytes.Equal(w.own, want):
 		w.cfg.Log.Info("wrote Braid's configuration", "dir", w.cfg.Dir, "file", OwnFile)
 	case own < 0:
+		w.restored("removed")
 		w.tellPutBack("it was removed or renamed", "by", by)
 		if by == unknown {
 			w.notify([]Notice{putBack("removed or renamed")}, time.Now())
 		}
 	default:
+		w.restored("changed")
 		w.tellPutBack("it was changed")
 		w.notify([]Notice{putBack("changed")}, time.Now())
 	}
 	w.own = want
 	return 0
+}
+
+func (w *Watcher) restored(reason string) {
+	if w.cfg.Restored != nil {
+		w.cfg.Restored(reason)
+	}
 }
 
 // guard keeps Cilium from renaming the own file. Without that the file is put

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"braid.dev/braid/internal/attach"
@@ -137,6 +138,9 @@ type Config struct {
 	BootID string
 	// Containers, if not nil, names the sandboxes that the runtime has.
 	Containers func(ctx context.Context) ([]string, error)
+	// Served, if not nil, is told of every request: its CNI command, the code of
+	// the error that it was answered with, 0 for none, and how long it took.
+	Served func(command string, code uint, took time.Duration)
 	// RequestTimeout bounds each request. The default is 60 seconds.
 	RequestTimeout time.Duration
 	// Parallel bounds how many ADDs, and besides them how many DELs, are
@@ -163,7 +167,8 @@ type Daemon struct {
 	late bell
 	// untold are the sandboxes whose network status is to be written, nil with
 	// WaitForStatus.
-	untold chan untold
+	untold  chan untold
+	telling atomic.Int64 // how many of them wait
 	// plugs knows which pods were served.
 	plugs plugger
 }
@@ -272,6 +277,9 @@ func (d *Daemon) Handle(c *wire.Conn) {
 		err = errors.Join(err, replyErr)
 	}
 	d.logRequest(raw, start, err)
+	if d.Served != nil {
+		d.Served(raw.Command, codeIn(reply), time.Since(start))
+	}
 }
 
 func (d *Daemon) logRequest(r wire.Request, start time.Time, err error) {

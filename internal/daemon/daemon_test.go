@@ -461,6 +461,32 @@ func TestEveryPodGetsTheFirstNetworksOfTheConfDir(t *testing.T) {
 	n.nothingLeft()
 }
 
+func TestEveryRequestIsCountedWithItsOutcome(t *testing.T) {
+	var mu sync.Mutex
+	var counted []string
+	n := newNode(t, func(c *Config) {
+		c.Served = func(command string, code uint, took time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			if took <= 0 {
+				t.Errorf("%s took %v", command, took)
+			}
+			counted = append(counted, fmt.Sprint(command, " ", code))
+		}
+	})
+	n.pod("p", "")
+	n.ok("ADD", "p")
+	n.ok("DEL", "p")
+	n.pod("q", "nowhere")
+	n.refused(n.do("ADD", "q"), 11, "nowhere")
+	eventually(t, "all are counted", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		slices.Sort(counted) // they are counted after they were answered
+		return slices.Equal(counted, []string{"ADD 0", "ADD 11", "DEL 0"})
+	})
+}
+
 func TestContainerThatIsNoPodHasNoStatusToBeWritten(t *testing.T) {
 	for _, wait := range []bool{true, false} {
 		n := newNode(t, twoOfTheConfDir(t, confFirst, confSecond), func(c *Config) { c.WaitForStatus = wait })

@@ -39,12 +39,18 @@ func (d *Daemon) tellLater(u untold) {
 	if d.Cluster == nil {
 		return
 	}
+	d.telling.Add(1) // before anybody can be done with it
 	select {
 	case d.untold <- u:
 	default:
+		d.telling.Add(-1)
 		d.late.poke()
 	}
 }
+
+// Untold is how many sandboxes wait for their network status to be written, which
+// no ADD waits for.
+func (d *Daemon) Untold() int { return int(d.telling.Load()) }
 
 // tellLoop writes the network statuses that no ADD waits for. What it leaves at
 // its end is seen by the next daemon's converge.
@@ -69,6 +75,7 @@ func (d *Daemon) tellAll(ctx context.Context, burst []untold) {
 	group.SetLimit(tellAtOnce)
 	for _, u := range burst {
 		group.Go(func() error {
+			defer d.telling.Add(-1)
 			d.tellUntold(ctx, u)
 			d.added(u.pod, u.done)
 			return nil

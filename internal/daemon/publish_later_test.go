@@ -44,6 +44,9 @@ func TestAddDoesNotWaitForAStatusThatIsWrittenLater(t *testing.T) {
 	if events := n.cluster.takeEvents(); len(events) != 0 {
 		t.Errorf("told before the ADD ended: %v", events)
 	}
+	if waiting := n.daemon.Untold(); waiting != 1 {
+		t.Errorf("%d wait", waiting)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- n.daemon.tellLoop(ctx) }()
@@ -56,6 +59,9 @@ func TestAddDoesNotWaitForAStatusThatIsWrittenLater(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+	if waiting := n.daemon.Untold(); waiting != 0 {
+		t.Errorf("%d still wait", waiting)
 	}
 	n.converged()
 	if w := n.writes(); !slices.Equal(w, []string{"default/p"}) {

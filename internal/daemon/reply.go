@@ -22,6 +22,14 @@ func replyWith(stdout []byte, err error) wire.Reply {
 	return wire.Reply{Error: &wire.Error{Code: codeOf(err), Msg: err.Error()}}
 }
 
+// codeIn is the code of the error that a reply is, 0 for none.
+func codeIn(r wire.Reply) uint {
+	if r.Error == nil {
+		return 0
+	}
+	return r.Error.Code
+}
+
 // codeOf is the CNI error code of an error: the one that somebody in its chain
 // decided on; or, when time or the disk ran out, the one that has the runtime try
 // again.

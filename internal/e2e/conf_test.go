@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,7 +114,7 @@ func (h *host) watchOwnConf(t *testing.T) (stop func() int64) {
 
 func TestA09OwnConfigurationIsPutBack(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
+	h := newHost(t, func(h *host) { h.flags = []string{"--metrics-address=" + metricsAddress} })
 	own := h.path("conf/00-braid.conflist")
 	whole, err := os.ReadFile(own)
 	must(t, err)
@@ -158,10 +161,38 @@ func TestA09OwnConfigurationIsPutBack(t *testing.T) {
 	h.eventAbout(t, "default", h.node, "00-braid.conflist was removed or renamed")
 	h.eventAbout(t, "default", h.node, "00-braid.conflist was changed")
 	h.eventAbout(t, "default", h.node, "Multus renames 00-braid.conflist")
+	metrics := h.metrics(t)
+	for _, want := range []string{`{reason="removed"} 2`, `{reason="changed"} 2`} {
+		if want = "braid_configuration_restored_total" + want; !strings.Contains(metrics, want) {
+			t.Errorf("no %s in the metrics:\n%s", want, metrics)
+		}
+	}
 	p := h.createPod(t, "pod", nil)
 	s := p.newSandbox(t)
 	s.mustAdd(t)
 	s.mustDel(t)
+}
+
+// metricsAddress is one of the host's own loopback.
+const metricsAddress = "127.0.0.1:9747"
+
+// metrics is what Prometheus is told of the host.
+func (h *host) metrics(t *testing.T) string {
+	t.Helper()
+	dial := func(_ context.Context, network, address string) (conn net.Conn, err error) {
+		err = h.ns.Do(func() (err error) {
+			conn, err = net.Dial(network, address)
+			return err
+		})
+		return conn, err
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	answer, err := client.Get("http://" + metricsAddress + "/metrics")
+	must(t, err)
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	must(t, err)
+	return string(text)
 }
 
 // Upgrades replace the shim and the daemon while pods come and go; crashes
