@@ -19,7 +19,7 @@ DEBIAN := /usr/bin/linux.uml=user-mode-linux /usr/sbin/runc=runc /usr/sbin/iptab
 # Cilium compiles its programs where it runs; with ipvlan it takes a kernel under QEMU.
 DEBIAN_TEST := /usr/bin/gcc=gcc /usr/include/stdlib.h=libc6-dev /usr/sbin/nft=nftables /usr/bin/clang-19=clang-19 /usr/sbin/ipset=ipset /usr/bin/qemu-system-x86_64=qemu-system-x86 /usr/bin/time=time
 
-.PHONY: help deps test-deps build generate lint test test-unit test-guest test-fuzz test-cluster test-migrate test-emulated bench bench-pods demo demo-down clean
+.PHONY: help deps test-deps build programs generate lint test test-unit test-guest test-fuzz test-cluster test-migrate test-emulated bench bench-pods demo demo-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -41,6 +41,11 @@ build: bin/braid bin/braidd bin/braid-cni ## static bin/braid, bin/braidd and bi
 # braidd.
 bin/%: go.mod go.sum $(GO_FILES)
 	go build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+# Before the tests that run them, whose time is limited: on a new machine this
+# takes longer than they do.
+programs: build ## all programs that a lab may run: Kubernetes, containerd, Flannel, Cilium, ...
+	bin/braid lab build --all >/dev/null
 
 generate: ## the CRDs of deploy/crds and the copying of api/, from the types there
 	go tool controller-gen crd object paths=./api/... output:crd:dir=deploy/crds output:object:dir=api/v1alpha1
@@ -87,25 +92,25 @@ test-fuzz: test-deps ## the parsers of what others write, each with generated in
 	@printf '%s\n' $(FUZZ) | xargs -P 2 -I{} bash -o pipefail -c 't={}; \
 		nice go test -run "^$$" -fuzz "^$${t#*/}\$$" -exec "timeout --preserve-status --foreground -s INT -k 60 $(FUZZTIME)" -fuzzminimizetime 5s -parallel 1 ./internal/$${t%/*} 2>&1 | sed "s|^|$$t: |"'
 
-test-cluster: test-deps build ## the scenarios on a real cluster
+test-cluster: test-deps programs ## the scenarios on a real cluster
 	BRAID_TIER=cluster go test -p 2 -timeout 30m -v -run 'Cluster|^TestA[0-9]|^TestCrash' ./internal/demo ./internal/e2e ./internal/lab ./internal/kube ./internal/confdir/explain ./internal/migrate/confswitch
 
 # Not part of test: it counts lost requests, and wants a machine to itself.
-test-migrate: test-deps build ## migrations of live clusters, under load and through faults
+test-migrate: test-deps programs ## migrations of live clusters, under load and through faults
 	BRAID_TIER=cluster go test -timeout 30m -v -run '^TestMigrate' ./internal/demo
 
 # Not part of test: five minutes for what test-cluster shows in two halves.
-test-emulated: test-deps build ## Cilium and ipvlan on one node, under QEMU
+test-emulated: test-deps programs ## Cilium and ipvlan on one node, under QEMU
 	BRAID_TIER=cluster go test -timeout 20m -v -run Emulated ./internal/demo
 
 BENCH_PODS = BRAID_TIER=cluster go test -timeout 30m -run '^$$' -bench Pods -benchtime 1x ./internal/e2e
 
-bench-pods: test-deps build ## the part of bench that is about whole pods
+bench-pods: test-deps programs ## the part of bench that is about whole pods
 	$(BENCH_PODS) | go run ./internal/bench
 
 # What this machine's kernel lacks is measured on Debian's under QEMU, where
 # programs are slow: there only the share of bare netlink says something.
-bench: test-deps build ## Braid beside the upstream plugins, as ratios
+bench: test-deps programs ## Braid beside the upstream plugins, as ratios
 	go build -o bin/guest-exec ./internal/guest/exec
 	BRAID_TIER=unit go test -run TestThereAreEnough ./internal/differential # builds the reference plugins, here
 	{ $(BENCH_PODS); \

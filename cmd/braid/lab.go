@@ -60,6 +60,8 @@ func labBuild() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringSliceVar(&cfg.Only, "only", nil, "build only the programs of these names")
+	cmd.Flags().BoolVar(&cfg.All, "all", false, "build also what only some labs need: Flannel, Cilium, CoreDNS")
+	cmd.MarkFlagsMutuallyExclusive("only", "all")
 	return cmd
 }
 

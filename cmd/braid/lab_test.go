@@ -78,6 +78,7 @@ func TestLabRefusesWhatItCannotDo(t *testing.T) {
 		{"lab api stop --name nosuchlab", "there is no such lab"},
 		{"lab load flannel --name nosuchlab", "there is no such lab"},
 		{"lab build --only kubeadm", "kube-apiserver"},
+		{"lab build --only pause --all", "none of the others"},
 	} {
 		cmd := root()
 		cmd.SetArgs(strings.Fields(tc.args))

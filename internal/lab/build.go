@@ -29,8 +29,10 @@ type BuildConfig struct {
 	// Cache is the directory for executables and images. Empty means
 	// $BRAID_CACHE, or else ~/.cache/braid.
 	Cache string
-	// Only names the programs to build; empty means all.
+	// Only names the programs to build; empty means those that every lab needs.
 	Only []string
+	// All means also those that only some labs need, such as Cilium's.
+	All bool
 	// Progress receives one line per program; nil discards them.
 	Progress *Progress
 }
@@ -42,7 +44,7 @@ type Binaries map[string]string
 // was built before from the same inputs is found by a stat; nothing is run for
 // it but `go env`.
 func Build(ctx context.Context, cfg BuildConfig) (Binaries, error) {
-	list, err := selectPrograms(cfg.Only)
+	list, err := selectPrograms(cfg.Only, cfg.All)
 	if err != nil {
 		return nil, err
 	}

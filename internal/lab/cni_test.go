@@ -18,9 +18,16 @@ func TestEachLabBuildsOnlyWhatItsNetworkNeeds(t *testing.T) {
 	if names := (Config{CNI: "bridge", DNS: true}).programs(); !slices.Contains(names, "coredns") || slices.Contains(every, "coredns") {
 		t.Errorf("CoreDNS: with --dns %v", names)
 	}
-	list, err := selectPrograms(nil)
+	list, err := selectPrograms(nil, false)
 	if err != nil || !slices.Equal(programNames(list), every) {
 		t.Errorf("`lab build` and a plain lab differ: %v, %v, %v", programNames(list), every, err)
+	}
+	all, err := selectPrograms(nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names := programNames(all); !slices.Contains(names, "coredns") {
+		t.Errorf("`lab build --all` leaves out CoreDNS: %v", names)
 	}
 	for cni, want := range map[string][]string{
 		"flannel":                {"flanneld", "flannel"},
@@ -33,6 +40,9 @@ func TestEachLabBuildsOnlyWhatItsNetworkNeeds(t *testing.T) {
 		for _, name := range (Config{CNI: cni}).programs() {
 			if !slices.Contains(every, name) {
 				got = append(got, name)
+			}
+			if !slices.Contains(programNames(all), name) {
+				t.Errorf("`lab build --all` leaves out %s", name)
 			}
 		}
 		if !slices.Equal(got, want) {

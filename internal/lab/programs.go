@@ -82,10 +82,13 @@ var referencePlugins = []string{
 }
 
 // selectPrograms returns the programs with the given names; when there are
-// none, those that every lab needs.
-func selectPrograms(names []string) ([]program, error) {
+// none, all, or those that every lab needs.
+func selectPrograms(names []string, everything bool) ([]program, error) {
 	all := programs()
-	if len(names) == 0 {
+	switch {
+	case len(names) == 0 && everything:
+		return all, nil
+	case len(names) == 0:
 		return slices.DeleteFunc(all, func(p program) bool { return p.For != "" }), nil
 	}
 	var out []program
