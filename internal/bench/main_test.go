@@ -67,14 +67,15 @@ func TestTableOfPodsShowsWhatMissesItsGoal(t *testing.T) {
 	for _, want := range []string{
 		"plugins called directly 17.0 ms 20.0 ms 40.0 ms 50.0 ms 300.0 ms 400.0 ms 45.0 15.0 1.00",
 		"Braid, default network only 18.5 ms 20.0 ms 8.0 ms 9.0 ms 100.0 ms 150.0 ms 120.0 130.0 2.67",
-		"directly at most 2 ms 1.50 ms",
-		"first native network more at most 3 ms ! 3.50 ms",
+		"goal measured if direct took 17.3 ms",
+		"directly at most 2 ms 1.50 ms 1.53 ms",
+		"first native network more at most 3 ms ! 3.50 ms ! 3.56 ms",
 		"of 8 pods began 150 ms",
 		"and the pod's status 10.25 ms",
 		"due anyway 3.25 ms",
-		"each further native network at most 3 ms 2.17 ms",
+		"each further native network at most 3 ms 2.17 ms 2.20 ms",
 		"one's pods/s ! 0.80",
-		"STATUS, p99 at most 20 ms ! 20.50 ms",
+		"STATUS, p99 at most 20 ms ! 20.50 ms ! 20.86 ms",
 		"shim: memory at most 6 MB 4.00 MB",
 		"networks at most 35 MB 30.00 MB",
 	} {
@@ -84,6 +85,26 @@ func TestTableOfPodsShowsWhatMissesItsGoal(t *testing.T) {
 	}
 	if strings.Contains(text, "attach + detach") {
 		t.Errorf("a table without rows:\n%s", out.String())
+	}
+}
+
+func TestGoalsAreComparedAtTheSpeedThatTheyWereSetAt(t *testing.T) {
+	slow := strings.NewReplacer(
+		"17.00 p50-ms", "34.60 p50-ms", "18.50 p50-ms", "14.00 p50-ms", "22.00 p50-ms", "18.00 p50-ms",
+		"28.50 p50-ms", "39.00 p50-ms", "20.50 p99-ms", "40.20 p99-ms").Replace(podsOutput)
+	var out strings.Builder
+	if err := report(strings.NewReader(slow), &out); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(out.String()), " ")
+	for _, want := range []string{
+		"first native network more at most 3 ms ! 4.00 ms 2.00 ms",
+		"each further native network at most 3 ms ! 7.00 ms ! 3.50 ms",
+		"STATUS, p99 at most 20 ms ! 40.20 ms ! 20.10 ms",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
 	}
 }
 

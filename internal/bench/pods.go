@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -18,6 +19,11 @@ const (
 	shimMB       = 6.0
 	daemonMB     = 35.0
 )
+
+// goalsDirect is what an ADD of the plugins called directly took, in ms, on the
+// machine that the goals were set by. The speed of machines differs, and that of
+// one from hour to hour.
+const goalsDirect = 17.3
 
 // pods is what BenchmarkPods of internal/e2e reported: by name below it, such
 // as default/ADD/1, the metrics by their unit.
@@ -79,23 +85,35 @@ func (p pods) table(out io.Writer) error {
 	return p.goals(out)
 }
 
-// goals writes what was wanted beside what was measured.
+// goals writes what was wanted beside what was measured, and beside what times
+// come to at the speed of the machine that they were wanted on.
 func (p pods) goals(out io.Writer) error {
+	direct, base := p["direct/ADD/1"]["p50-ms"], p["default/ADD/1"]["p50-ms"]
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "\ngoal\tmeasured\tif direct took %g ms\t\n", goalsDirect)
+	within := func(what string, goal, is float64) {
+		scaled := is * goalsDirect / direct
+		fmt.Fprintf(w, "%s at most %g ms\t%s%.2f ms\t%s%.2f ms\t\n", what, goal, missed(is > goal), is, missed(scaled > goal), scaled)
+	}
+	fits := func(what string, goal, is float64) {
+		fmt.Fprintf(w, "%s at most %g MB\t%s%.2f MB\t\t\n", what, goal, missed(is > goal), is)
+	}
+	within("default network only: above the plugins called directly", defaultAbove, base-direct)
+	one, four := p["native1/ADD/1"]["p50-ms"], p["native4/ADD/1"]["p50-ms"]
+	within("first native network more", eachNative, one-base)
+	within("each further native network", eachNative, (four-one)/3)
+	share := p["native1/ADD/16"]["pods/s"] / p["direct/ADD/16"]["pods/s"]
+	fmt.Fprintf(w, "16 parallel, one network more: at least %g of the directly called one's pods/s\t%s%.2f\t\t\n", withOneMore, missed(share < withOneMore), share)
+	within("STATUS, p99", statusWithin, p["shim/STATUS/1"]["p99-ms"])
+	fits("shim: memory", shimMB, p["shim/memory"]["MB"])
+	fits("daemon: memory with 110 pods and 500 networks", daemonMB, p["daemon/full"]["MB"])
+	return errors.Join(w.Flush(), p.comparison(out))
+}
+
+// comparison writes what no goal is about.
+func (p pods) comparison(out io.Writer) error {
 	base := p["default/ADD/1"]["p50-ms"]
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprint(w, "\ngoal\tmeasured\t\n")
-	atMost := func(what, unit string, goal, is float64) {
-		fmt.Fprintf(w, "%s at most %g %s\t%s%.2f %s\t\n", what, goal, unit, missed(is > goal), is, unit)
-	}
-	atMost("default network only: above the plugins called directly", "ms", defaultAbove, base-p["direct/ADD/1"]["p50-ms"])
-	one, four := p["native1/ADD/1"]["p50-ms"], p["native4/ADD/1"]["p50-ms"]
-	atMost("first native network more", "ms", eachNative, one-base)
-	atMost("each further native network", "ms", eachNative, (four-one)/3)
-	share := p["native1/ADD/16"]["pods/s"] / p["direct/ADD/16"]["pods/s"]
-	fmt.Fprintf(w, "16 parallel, one network more: at least %g of the directly called one's pods/s\t%s%.2f\t\n", withOneMore, missed(share < withOneMore), share)
-	atMost("STATUS, p99", "ms", statusWithin, p["shim/STATUS/1"]["p99-ms"])
-	atMost("shim: memory", "MB", shimMB, p["shim/memory"]["MB"])
-	atMost("daemon: memory with 110 pods and 500 networks", "MB", daemonMB, p["daemon/full"]["MB"])
 	fmt.Fprint(w, "\nfor comparison\t\t\n")
 	fmt.Fprintf(w, "network status: written after the last of 8 pods began\t%.0f ms\t\n", p["native1/status/1"]["p50-ms"])
 	waits := p["native1-waits/ADD/1"]["p50-ms"]
