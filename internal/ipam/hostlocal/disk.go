@@ -35,7 +35,7 @@ func (disk) Names(dir string) ([]string, error) {
 	var names []string
 	buf := make([]byte, 8192)
 	for {
-		n, err := unix.ReadDirent(f.fd, buf)
+		n, err := uninterrupted(func() (int, error) { return unix.ReadDirent(f.fd, buf) })
 		if n <= 0 || err != nil {
 			return names, f.failed("readdirent", err)
 		}
@@ -72,7 +72,7 @@ func (disk) Read(path string) ([]byte, error) {
 	defer f.close()
 	data := make([]byte, 0, maxRecord)
 	for len(data) < cap(data) {
-		n, err := unix.Read(f.fd, data[len(data):cap(data)])
+		n, err := uninterrupted(func() (int, error) { return unix.Read(f.fd, data[len(data):cap(data)]) })
 		if n <= 0 || err != nil {
 			return data, f.failed("read", err)
 		}
@@ -116,19 +116,26 @@ type file struct {
 // open opens a file that, if it is a new one, nobody but the owner can read. It
 // does not wait for the other end of a pipe.
 func open(path string, flags int) (file, error) {
+	fd, err := uninterrupted(func() (int, error) {
+		return unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o600)
+	})
+	f := file{fd, path}
+	return f, f.failed("open", err)
+}
+
+// uninterrupted begins a call again that a signal came into, such as Go's own. A
+// file system of a program or of another machine may let it.
+func uninterrupted(call func() (int, error)) (int, error) {
 	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o600)
-		if errors.Is(err, unix.EINTR) {
-			continue
+		if n, err := call(); !errors.Is(err, unix.EINTR) {
+			return n, err
 		}
-		f := file{fd, path}
-		return f, f.failed("open", err)
 	}
 }
 
 func (f file) write(data []byte) error {
 	for len(data) > 0 {
-		n, err := unix.Write(f.fd, data)
+		n, err := uninterrupted(func() (int, error) { return unix.Write(f.fd, data) })
 		if err != nil {
 			return f.failed("write", err)
 		}
