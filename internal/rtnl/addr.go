@@ -1,10 +1,12 @@
 package rtnl
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,20 +56,49 @@ func addrFrom(a netlink.Addr) Addr {
 
 // AddAddr gives the link an address. One that it has is ErrExists.
 func (h *Handle) AddAddr(index int, a Addr) error {
-	return failed(h.nl.AddrAdd(at(index), a.native()), "add address %s to link %d", a.Prefix, index)
+	req := addrRequest(unix.RTM_NEWADDR, index, a)
+	req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	return failed(h.conn.change(req), "add address %s to link %d", a.Prefix, index)
 }
 
 // DelAddr takes an address away. One that it does not have is ErrNotFound.
 func (h *Handle) DelAddr(index int, a Addr) error {
-	return failed(h.nl.AddrDel(at(index), a.native()), "remove address %s of link %d", a.Prefix, index)
+	return failed(h.conn.change(addrRequest(unix.RTM_DELADDR, index, a)), "remove address %s of link %d", a.Prefix, index)
 }
 
-func (a Addr) native() *netlink.Addr {
-	out := &netlink.Addr{IPNet: ipNet(a.Prefix), Peer: ipNet(a.Peer), Scope: a.Scope}
-	if a.NoDAD {
-		out.Flags |= unix.IFA_F_NODAD
+// addrRequest is a request about an address of a link. The prefix length is the
+// peer's where there is one. IPv4 has a broadcast address where the subnet is
+// large enough for one (RFC 3021), as iproute2 does not but the reference
+// plugins do.
+func addrRequest(kind, index int, a Addr) *nl.NetlinkRequest {
+	peer := a.Prefix
+	if a.Peer.IsValid() {
+		peer = a.Peer
 	}
-	return out
+	head := nl.NewIfAddrmsg(unix.AF_INET)
+	if a.Addr().Is6() {
+		head.Family = unix.AF_INET6
+	}
+	head.Index, head.Prefixlen, head.Scope = uint32(index), uint8(peer.Bits()), uint8(a.Scope)
+	if a.NoDAD {
+		head.Flags |= unix.IFA_F_NODAD
+	}
+	req := nl.NewNetlinkRequest(kind, 0)
+	req.AddData(head)
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, a.Addr().AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, peer.Addr().AsSlice()))
+	if a.Addr().Is4() && peer.Bits() < 31 {
+		req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast(a.Addr(), peer.Bits())))
+	}
+	return req
+}
+
+// broadcast is the last address of an IPv4 subnet.
+func broadcast(a netip.Addr, bits int) []byte {
+	last := a.As4()
+	hosts := ^uint32(0) >> bits
+	binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(last[:])|hosts)
+	return last[:]
 }
 
 // ipNet converts at the library's door. The host bits are kept.

@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"braid.dev/braid/internal/netns"
@@ -53,20 +54,50 @@ func (h *Handle) Link(name string) (Link, error) {
 	if len(name) > MaxName {
 		return Link{}, fmt.Errorf("link %s: name is longer than %d bytes: %w", name, MaxName, ErrNotFound)
 	}
-	l, err := h.nl.LinkByName(name)
-	if err != nil {
-		return Link{}, failed(err, "link %s", name)
-	}
-	return linkOf(l), nil
+	l, err := h.question(0, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	return l, failed(err, "link %s", name)
 }
 
 // LinkByIndex returns the link of that index.
 func (h *Handle) LinkByIndex(index int) (Link, error) {
-	l, err := h.nl.LinkByIndex(index)
+	l, err := h.question(index)
+	return l, failed(err, "link %d", index)
+}
+
+// skipStats leaves out what is counted of a link, which for IPv6 is added up
+// over all processors (RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h).
+const skipStats = 1 << 3
+
+// question asks for one link.
+func (h *Handle) question(index int, which ...*nl.RtAttr) (Link, error) {
+	req := linkRequest(unix.RTM_GETLINK, index, 0, 0, which...)
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+	answer, err := h.conn.do(req)
 	if err != nil {
-		return Link{}, failed(err, "link %d", index)
+		return Link{}, err
+	}
+	l, err := netlink.LinkDeserialize(nil, answer)
+	if err != nil {
+		return Link{}, err
 	}
 	return linkOf(l), nil
+}
+
+// linkRequest is a request about a link. Of its flags those in mask are meant.
+func linkRequest(kind, index int, flags, mask uint32, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
+	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	head.Index, head.Flags, head.Change = int32(index), flags, mask
+	req := nl.NewNetlinkRequest(kind, 0)
+	req.AddData(head)
+	for _, a := range attrs {
+		req.AddData(a)
+	}
+	return req
+}
+
+// set changes attributes of the link.
+func (h *Handle) set(index int, attrs ...*nl.RtAttr) error {
+	return h.conn.change(linkRequest(unix.RTM_SETLINK, index, 0, 0, attrs...))
 }
 
 // Links returns all links of the namespace, by index.
@@ -165,18 +196,61 @@ type Veth struct {
 // there could be, registers them, and takes all but the first one out of use
 // again, for which it waits until no processor looks at them any more.
 func (h *Handle) AddVeth(v Veth) (Link, error) {
-	ve := &netlink.Veth{
-		LinkAttrs:        v.attrs(),
-		PeerName:         v.Peer.Name,
-		PeerHardwareAddr: v.Peer.MAC,
-		PeerMTU:          uint32(v.Peer.MTU),
-		PeerTxQLen:       -1, // the kernel's choice; 0 would be no queue at all
+	if v.MTU == 0 || v.Peer.MTU == 0 {
+		v.MTU = max(v.MTU, v.Peer.MTU)
+		v.Peer.MTU = v.MTU
 	}
-	ve.NumTxQueues, ve.NumRxQueues = 1, 1 // and the peer's, which are not given
+	peer := nl.NewRtAttr(nl.VETH_INFO_PEER, nl.NewIfInfomsg(unix.AF_UNSPEC).Serialize())
+	for _, a := range append(v.Peer.native(), oneQueue()...) {
+		peer.AddChild(a)
+	}
 	if v.PeerNS != nil {
-		ve.PeerNamespace = netlink.NsFd(v.PeerNS.Fd())
+		peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.PeerNS.Fd())))
 	}
-	return h.add(ve)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddChild(peer)
+	return h.create("veth", v.New, append(oneQueue(), info)...)
+}
+
+func oneQueue() []*nl.RtAttr {
+	return []*nl.RtAttr{
+		nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1)),
+		nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1)),
+	}
+}
+
+// native is what the kernel is told of every kind of new link.
+func (n New) native() []*nl.RtAttr {
+	attrs := []*nl.RtAttr{nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(n.Name))}
+	if n.MTU > 0 {
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(n.MTU))))
+	}
+	if n.MAC != nil {
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, n.MAC))
+	}
+	if n.LinkGroup > 0 {
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(n.LinkGroup)))
+	}
+	return attrs
+}
+
+// create makes a link of that kind, of which more tells what New does not, and
+// reads it back, because its index and MAC are the kernel's choice.
+func (h *Handle) create(kind string, n New, more ...*nl.RtAttr) (Link, error) {
+	if len(n.Name) > MaxName {
+		return Link{}, fmt.Errorf("create %s %s: name is longer than %d bytes", kind, n.Name, MaxName)
+	}
+	var up uint32
+	if n.Up {
+		up = unix.IFF_UP
+	}
+	req := linkRequest(unix.RTM_NEWLINK, 0, up, up, append(n.native(), more...)...)
+	req.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	if err := h.conn.change(req); err != nil {
+		return Link{}, failed(err, "create %s %s", kind, n.Name)
+	}
+	return h.Link(n.Name)
 }
 
 // VLAN is a new 802.1Q link on the link with index Parent.
@@ -238,7 +312,7 @@ func (h *Handle) add(l netlink.Link) (Link, error) {
 
 // Del removes the link. Removing what is not there is ErrNotFound.
 func (h *Handle) Del(index int) error {
-	return failed(h.nl.LinkDel(at(index)), "delete link %d", index)
+	return failed(h.conn.change(linkRequest(unix.RTM_DELLINK, index, 0, 0)), "delete link %d", index)
 }
 
 // at stands for a link in requests that only need its index.
@@ -250,39 +324,39 @@ func at(index int) netlink.Link {
 
 // SetUp brings the link up.
 func (h *Handle) SetUp(index int) error {
-	return failed(h.nl.LinkSetUp(at(index)), "set link %d up", index)
+	return failed(h.conn.change(linkRequest(unix.RTM_NEWLINK, index, unix.IFF_UP, unix.IFF_UP)), "set link %d up", index)
 }
 
 // SetDown takes the link down.
 func (h *Handle) SetDown(index int) error {
-	return failed(h.nl.LinkSetDown(at(index)), "set link %d down", index)
+	return failed(h.conn.change(linkRequest(unix.RTM_NEWLINK, index, 0, unix.IFF_UP)), "set link %d down", index)
 }
 
 // SetMTU sets the MTU in bytes.
 func (h *Handle) SetMTU(index, mtu int) error {
-	return failed(h.nl.LinkSetMTU(at(index), mtu), "set mtu %d of link %d", mtu, index)
+	return failed(h.set(index, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))), "set mtu %d of link %d", mtu, index)
 }
 
 // SetMAC sets the hardware address. Setting the present one again makes the
 // kernel announce the link's addresses to its neighbours, where the sysctls
 // arp_notify and ndisc_notify say so.
 func (h *Handle) SetMAC(index int, mac net.HardwareAddr) error {
-	return failed(h.nl.LinkSetHardwareAddr(at(index), mac), "set mac %s of link %d", mac, index)
+	return failed(h.set(index, nl.NewRtAttr(unix.IFLA_ADDRESS, mac)), "set mac %s of link %d", mac, index)
 }
 
 // SetName renames the link, which must be down on kernels before 6.3.
 func (h *Handle) SetName(index int, name string) error {
-	return failed(h.nl.LinkSetName(at(index), name), "rename link %d to %s", index, name)
+	return failed(h.set(index, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))), "rename link %d to %s", index, name)
 }
 
 // SetLinkGroup sets the number that links can be handled by.
 func (h *Handle) SetLinkGroup(index int, group uint32) error {
-	return failed(h.nl.LinkSetGroup(at(index), int(group)), "set group %d of link %d", group, index)
+	return failed(h.set(index, nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group))), "set group %d of link %d", group, index)
 }
 
 // SetAlias sets the free text of the link, 255 bytes at most.
 func (h *Handle) SetAlias(index int, alias string) error {
-	return failed(h.nl.LinkSetAlias(at(index), alias), "set alias of link %d", index)
+	return failed(h.set(index, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias))), "set alias of link %d", index)
 }
 
 // AddAltName gives the link one more name, 127 bytes at most.
@@ -298,7 +372,7 @@ func (h *Handle) DelAltName(index int, name string) error {
 // SetMaster makes the link a port of the bridge or vrf with index master, or
 // of none when master is 0.
 func (h *Handle) SetMaster(index, master int) error {
-	return failed(h.nl.LinkSetMasterByIndex(at(index), master), "set master %d of link %d", master, index)
+	return failed(h.set(index, nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master)))), "set master %d of link %d", master, index)
 }
 
 // SetPromisc sets the administrator's flag for promiscuous mode.

@@ -27,7 +27,8 @@ var ErrExists = fs.ErrExist
 // Handle is a netlink socket in one namespace. It may be used by several
 // goroutines; their requests then wait for each other. Close it.
 type Handle struct {
-	nl   *netlink.Handle
+	conn *conn
+	nl   *netlink.Handle // for what conn has no words for
 	ns   *netns.NS
 	lent bool
 }
@@ -38,7 +39,12 @@ type Handle struct {
 func Open(ns *netns.NS) (*Handle, error) {
 	h := &Handle{ns: ns}
 	err := in(ns, func() (err error) {
-		h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		if h.conn, err = dial(); err != nil {
+			return err
+		}
+		if h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			h.conn.close()
+		}
 		return err
 	})
 	if err != nil {
@@ -50,13 +56,14 @@ func Open(ns *netns.NS) (*Handle, error) {
 // Close releases the socket, unless it is lent.
 func (h *Handle) Close() {
 	if !h.lent {
+		h.conn.close()
 		h.nl.Close()
 	}
 }
 
 // Lend returns the same handle for somebody who closes what he has used. It is
 // good until h is closed.
-func (h *Handle) Lend() *Handle { return &Handle{nl: h.nl, ns: h.ns, lent: true} }
+func (h *Handle) Lend() *Handle { return &Handle{conn: h.conn, nl: h.nl, ns: h.ns, lent: true} }
 
 // in runs fn inside ns, or right here when ns is nil.
 func in(ns *netns.NS, fn func() error) error {

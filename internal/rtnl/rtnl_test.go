@@ -423,3 +423,23 @@ func TestDumpsSucceedWhileTheWorldChanges(t *testing.T) {
 	close(stop)
 	try(t, <-done)
 }
+
+// The answer is longer than what is first made room for.
+func TestLinkWithManyNames(t *testing.T) {
+	kerneltest.Need(t, kerneltest.Bridge)
+	h := open(t, kerneltest.NewNS(t))
+	l := must(h.AddBridge(rtnl.Bridge{New: named("many0")}))(t)
+	var names []string
+	for i := range 100 {
+		name := fmt.Sprintf("%0120d", i)
+		try(t, h.AddAltName(l.Index, name))
+		names = append(names, name)
+	}
+	got := must(h.LinkByIndex(l.Index))(t)
+	if !slices.Equal(got.AltNames, names) {
+		t.Errorf("%d names, want %d: %v", len(got.AltNames), len(names), got.AltNames)
+	}
+	if again := must(h.Link("many0"))(t); again.Index != l.Index {
+		t.Errorf("then the link is %+v", again)
+	}
+}

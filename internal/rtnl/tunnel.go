@@ -3,7 +3,6 @@ package rtnl
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -199,40 +198,13 @@ func be16(v []byte) uint16 {
 // vxlan, 8472. One that is Up fails to be made when its port is taken; so does
 // one that the kernel refuses beside those that there are.
 func (h *Handle) AddTunnel(n New, t Tunnel) (Link, error) {
-	if len(n.Name) > MaxName {
-		return Link{}, fmt.Errorf("create %s %s: name is longer than %d bytes", t.Kind, n.Name, MaxName)
-	}
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	if n.Up {
-		head.Change, head.Flags = unix.IFF_UP, unix.IFF_UP
-	}
-	req.AddData(head)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(n.Name)))
-	if n.MTU != 0 {
-		req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(n.MTU))))
-	}
-	if n.MAC != nil {
-		req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, n.MAC))
-	}
-	if n.LinkGroup != 0 {
-		req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(n.LinkGroup)))
-	}
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(t.Kind))
 	data := info.AddRtAttr(unix.IFLA_INFO_DATA, nil)
 	for _, a := range t.attributes() {
 		data.AddRtAttr(a.kind, a.value)
 	}
-	req.AddData(info)
-	err := in(h.ns, func() error {
-		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-		return err
-	})
-	if err != nil {
-		return Link{}, failed(err, "create %s %s", t.Kind, n.Name)
-	}
-	return h.Link(n.Name)
+	return h.create(t.Kind, n, info)
 }
 
 type tunnelAttribute struct {

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message is what the kernel says of a link, as far as it is about its kind.
-func message(t Tunnel) []byte {
+// messageOf is what the kernel says of a link, as far as it is about its kind.
+func messageOf(t Tunnel) []byte {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.ZeroTerminated(t.Kind))
 	data := info.AddRtAttr(unix.IFLA_INFO_DATA, nil)
@@ -27,7 +27,7 @@ func FuzzParseTunnel(f *testing.F) {
 		{Kind: "geneve", ID: 1, Port: 6081},
 		{Kind: "veth"},
 	} {
-		m := message(t)
+		m := messageOf(t)
 		index, have, ok, err := parseTunnel(m)
 		if index != 7 || err != nil || ok != (t.Kind != "veth") || ok && have != t {
 			f.Errorf("made %+v, have %d, %+v, %t, %v", t, index, have, ok, err)
