@@ -2,7 +2,6 @@ package rtnl
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -56,14 +55,29 @@ func (s Sysctl) Set(ns *netns.NS, settings ...Setting) error {
 }
 
 func (s Sysctl) write(set Setting) error {
-	if have, err := s.read(set.Path); err == nil && have == set.Value {
-		return nil
-	}
 	path, err := s.file(set.Path)
 	if err != nil {
 		return err
 	}
 	// Not os.WriteFile: it would create a plain file in a Root that is no proc.
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return s.writeOnly(path, set)
+	}
+	defer unix.Close(fd)
+	if have, err := readSetting(fd); err == nil && have == set.Value {
+		return nil
+	}
+	_, err = unix.Pwrite(fd, []byte(set.Value), 0)
+	return err
+}
+
+// writeOnly is for a setting that cannot be both read and written, because it
+// is one of those that do something (route/flush), or the mount is read-only.
+func (s Sysctl) writeOnly(path string, set Setting) error {
+	if have, err := s.read(set.Path); err == nil && have == set.Value {
+		return nil
+	}
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -73,8 +87,6 @@ func (s Sysctl) write(set Setting) error {
 	return err
 }
 
-// read does without os.ReadFile, whose preparations for waiting and for files
-// of any length cost more than the setting, of which every interface has some.
 func (s Sysctl) read(path string) (string, error) {
 	file, err := s.file(path)
 	if err != nil {
@@ -85,11 +97,18 @@ func (s Sysctl) read(path string) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
+	return readSetting(fd)
+}
+
+// readSetting does without os.ReadFile, whose preparations for waiting and for
+// files of any length cost more than the setting, of which every interface has
+// some. The kernel takes what is read in one call, and nothing behind it.
+func readSetting(fd int) (string, error) {
 	buf := make([]byte, 512)
 	n, err := unix.Read(fd, buf)
 	if err == nil && n == len(buf) { // a list, such as reserved ports
-		buf, err = os.ReadFile(file)
-		n = len(buf)
+		buf = make([]byte, 1<<20)
+		n, err = unix.Pread(fd, buf, 0)
 	}
 	if err != nil {
 		return "", err
