@@ -41,6 +41,8 @@ type Interface struct {
 	// them it is looked up by Name.
 	Index int
 	MAC   net.HardwareAddr
+	// Up says that SetUp was called.
+	Up bool
 }
 
 // handle returns Handle, or one that is open until done is called.
@@ -54,9 +56,35 @@ func (i Interface) handle() (h *rtnl.Handle, done func(), err error) {
 	return h, h.Close, nil
 }
 
+// SetUp brings the link up before it is known what it will carry, so that what
+// the kernel has to do for that is done while somebody finds out.
+func (i Interface) SetUp() error {
+	h, done, err := i.handle()
+	if err != nil {
+		return err
+	}
+	defer done()
+	index, err := i.index(h)
+	if err != nil {
+		return err
+	}
+	if err := i.prepare(carried{}); err != nil {
+		return err
+	}
+	return h.SetUp(index)
+}
+
+func (i Interface) index(h *rtnl.Handle) (int, error) {
+	if i.Index != 0 {
+		return i.Index, nil
+	}
+	link, err := h.Link(i.Name)
+	return link.Index, err
+}
+
 // Configure gives the link the addresses and routes of res that belong to it,
-// brings it up in between, and waits until its IPv6 addresses can be used. It
-// expects a link that is down and has no addresses yet.
+// brings it up in between where it is not, and waits until its IPv6 addresses
+// can be used. It expects a link that has no addresses yet.
 //
 // An address belongs to the link that its Interface index names. One without
 // an index is nobody's; one with an index that names another link is an error.
@@ -71,13 +99,9 @@ func (i Interface) Configure(ctx context.Context, res *current.Result) error {
 		return err
 	}
 	defer done()
-	index := i.Index
-	if index == 0 {
-		link, err := h.Link(i.Name)
-		if err != nil {
-			return err
-		}
-		index = link.Index
+	index, err := i.index(h)
+	if err != nil {
+		return err
 	}
 	if err := i.prepare(want); err != nil {
 		return err
@@ -87,8 +111,10 @@ func (i Interface) Configure(ctx context.Context, res *current.Result) error {
 			return err
 		}
 	}
-	if err := h.SetUp(index); err != nil {
-		return err
+	if !i.Up {
+		if err := h.SetUp(index); err != nil {
+			return err
+		}
 	}
 	if want.ipv6() {
 		if err := i.settle(ctx, h, index); err != nil {
@@ -186,8 +212,31 @@ func Prefix(n net.IPNet) (netip.Prefix, error) {
 	return netip.PrefixFrom(addr, ones), nil
 }
 
-// prepare sets the sysctls that must be there before the link has addresses.
+// prepare sets the sysctls that must be there before the link is up, and those
+// that must be there before it has the addresses of want.
 func (i Interface) prepare(want carried) error {
+	var settings []rtnl.Setting
+	if !i.Up {
+		settings = i.beforeUp()
+	}
+	if want.ipv6() {
+		v6 := "ipv6/conf/" + i.Name
+		settings = append(settings,
+			rtnl.Setting{Path: "ipv6/conf/lo/disable_ipv6", Value: "0"},
+			rtnl.Setting{Path: v6 + "/disable_ipv6", Value: "0"},
+			rtnl.Setting{Path: v6 + "/keep_addr_on_down", Value: "1"})
+	}
+	if len(settings) == 0 {
+		return nil
+	}
+	err := i.Sysctl.Set(i.NS, settings...)
+	if !want.ipv6() && errors.Is(err, fs.ErrNotExist) {
+		return nil // a kernel without IPv6 carries IPv4 just as well
+	}
+	return err
+}
+
+func (i Interface) beforeUp() []rtnl.Setting {
 	v4, v6 := "ipv4/conf/"+i.Name, "ipv6/conf/"+i.Name
 	// With arp_notify and ndisc_notify the kernel tells the neighbours when an
 	// address gets a new MAC: they had another pod there before.
@@ -199,18 +248,7 @@ func (i Interface) prepare(want carried) error {
 	default:
 		settings = append(settings, rtnl.Setting{Path: v6 + "/accept_dad", Value: "0"})
 	}
-	settings = append(settings, rtnl.Setting{Path: v6 + "/ndisc_notify", Value: "1"})
-	if want.ipv6() {
-		settings = append(settings,
-			rtnl.Setting{Path: "ipv6/conf/lo/disable_ipv6", Value: "0"},
-			rtnl.Setting{Path: v6 + "/disable_ipv6", Value: "0"},
-			rtnl.Setting{Path: v6 + "/keep_addr_on_down", Value: "1"})
-	}
-	err := i.Sysctl.Set(i.NS, settings...)
-	if !want.ipv6() && errors.Is(err, fs.ErrNotExist) {
-		return nil // a kernel without IPv6 carries IPv4 just as well
-	}
-	return err
+	return append(settings, rtnl.Setting{Path: v6 + "/ndisc_notify", Value: "1"})
 }
 
 // settle waits for duplicate address detection.

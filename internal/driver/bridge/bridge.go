@@ -214,7 +214,13 @@ func (c conf) take(res, got *current.Result) ([]netip.Prefix, error) {
 
 // addresses asks for addresses and puts them, with all that depends on them, in
 // place.
+//
+// The link is up before: it takes the bridge some time to forward what comes from
+// it, in which the addresses are found.
 func (a *attachment) addresses(ctx context.Context, br, pod rtnl.Link, res *current.Result) error {
+	if err := a.fresh(pod).SetUp(); err != nil {
+		return err
+	}
 	got, err := a.spec.IPAM.Add(ctx)
 	if err != nil {
 		return err
@@ -223,7 +229,9 @@ func (a *attachment) addresses(ctx context.Context, br, pod rtnl.Link, res *curr
 	if err != nil {
 		return err
 	}
-	if err := a.fresh(pod).Configure(ctx, res); err != nil {
+	link := a.fresh(pod)
+	link.Up = true
+	if err := link.Configure(ctx, res); err != nil {
 		return err
 	}
 	if err := a.ensureGateway(br, gateways, res); err != nil {
