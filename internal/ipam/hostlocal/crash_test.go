@@ -70,8 +70,10 @@ func (m *model) Stat(path string) (stamp, error) {
 	if err != nil {
 		return stamp{}, err
 	}
-	return stamp{inode: n.number, size: int64(len(n.data)), regular: true, settled: true}, nil
+	return stamp{inode: n.number, size: int64(len(n.data)), regular: true}, nil
 }
+
+func (m *model) Local(string) bool { return true }
 
 func (m *model) Read(path string) ([]byte, error) {
 	n, err := m.find("read", path)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"braid.dev/braid/internal/ipam/request"
 )
@@ -28,6 +29,8 @@ type files interface {
 	Names(dir string) ([]string, error)
 	// Stat does not follow a symbolic link.
 	Stat(path string) (stamp, error)
+	// Local reports whether dir is on a disk or in the memory of this machine.
+	Local(dir string) bool
 	Read(path string) ([]byte, error)
 	// Overwrite replaces the content of path, without waiting for the disk.
 	Overwrite(path string, data []byte) error
@@ -48,9 +51,22 @@ type stamp struct {
 	changed int64 // nanoseconds
 	size    int64
 	regular bool
-	// settled is false while a change could still leave the stamp as it is,
-	// because the file system's clock has not ticked.
-	settled bool
+}
+
+// clockStep is longer than the step of any file system's clock, and than clocks
+// of two machines that keep the same time are apart. localStep is longer than
+// that of the kernel, by which its own file systems go: 10 ms at most.
+const clockStep, localStep = time.Second, 20 * time.Millisecond
+
+// settled is false while a change could still leave the stamp as it is, because
+// the file system's clock has not ticked. A stamp of whole seconds may be one of
+// a file system that knows no others, as ext4 with small inodes does not.
+func (s stamp) settled(now time.Time, local bool) bool {
+	step := clockStep
+	if local && s.changed%int64(time.Second) != 0 {
+		step = localStep
+	}
+	return now.Sub(time.Unix(0, s.changed)) > step
 }
 
 // networks remembers, for each directory in use, who is inside and what its
@@ -68,12 +84,16 @@ type network struct {
 	// seen saves reading every file on every call: what a file said last time
 	// holds as long as its stamp is the same. Guarded by turn.
 	seen map[string]record
+	// local is Local of the directory.
+	local bool
 }
 
 type record struct {
-	stamp  stamp
-	holder holder
-	torn   bool
+	stamp stamp
+	// settled says that the stamp was when the file was read.
+	settled bool
+	holder  holder
+	torn    bool
 }
 
 // directory is a locked network.
@@ -109,6 +129,9 @@ func (p *plugin) enter(ctx context.Context, path string) (*directory, error) {
 	if err != nil {
 		leave()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if n.seen == nil {
+		n.local = p.files.Local(path)
 	}
 	return &directory{files: p.files, path: path, network: n, leave: leave}, nil
 }
@@ -185,10 +208,10 @@ func (d *directory) readRecord(name string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	if old, ok := d.network.seen[name]; ok && s.settled && old.stamp == s {
+	if old, ok := d.network.seen[name]; ok && old.settled && old.stamp == s {
 		return old, nil
 	}
-	r := record{stamp: s}
+	r := record{stamp: s, settled: s.settled(time.Now(), d.network.local)}
 	if !s.regular {
 		return r, nil
 	}

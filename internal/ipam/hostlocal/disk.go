@@ -43,22 +43,30 @@ func (disk) Names(dir string) ([]string, error) {
 	}
 }
 
-// clockTick is longer than the step of any file system's clock.
-const clockTick = time.Second
-
 func (disk) Stat(path string) (stamp, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return stamp{}, &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	changed := time.Unix(st.Ctim.Unix())
 	return stamp{
 		inode:   st.Ino,
-		changed: changed.UnixNano(),
+		changed: time.Unix(st.Ctim.Unix()).UnixNano(),
 		size:    st.Size,
 		regular: st.Mode&unix.S_IFMT == unix.S_IFREG,
-		settled: time.Since(changed) > clockTick,
 	}, nil
+}
+
+// Local knows the file systems that nodes keep such files on.
+func (disk) Local(dir string) bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return true
+	}
+	return false
 }
 
 // maxRecord is far more than a container ID and an interface name need.
