@@ -83,20 +83,30 @@ func (a *Attacher) Add(ctx context.Context, sb store.Sandbox, p plan.Plan, reach
 	if done != nil || err != nil {
 		return done, err
 	}
-	if err := namesAreFree(reach.NS, p.Attachments); err != nil {
+	pod, err := openPod(reach.NS)
+	if err != nil {
 		return nil, err
 	}
-	records := intents(sb, p)
-	if err := a.Store.Begin(ctx, records); err != nil {
-		err = fmt.Errorf("%w: %w", errNotRecorded, err)
-		// They may be stored nevertheless.
-		return nil, errors.Join(err, a.rollback(ctx, progress{records: records}, reach))
+	if pod != nil {
+		defer pod.Close()
 	}
-	pr := progress{records: records}
-	if err := a.attachAll(ctx, &pr, reach); err != nil {
+	if err := namesAreFree(pod, p.Attachments); err != nil {
+		return nil, err
+	}
+	pr := progress{records: intents(sb, p)}
+	if err := a.attachAll(ctx, &pr, reach, pod); err != nil {
+		// Intents that could not be stored may be there nevertheless.
 		return nil, errors.Join(err, a.rollback(ctx, pr, reach))
 	}
 	return pr.done, nil
+}
+
+// openPod opens a handle in a container, nil without a namespace.
+func openPod(ns *netns.NS) (*rtnl.Handle, error) {
+	if ns == nil {
+		return nil, nil
+	}
+	return rtnl.Open(ns)
 }
 
 var errNotRecorded = types.NewError(types.ErrTryAgainLater,
@@ -203,22 +213,25 @@ func linksOf(ns *netns.NS) (map[string]net.Interface, error) {
 // is made: a plugin that finds out by itself is asked to DEL afterwards, and
 // might then remove somebody else's interface. (A loopback is nobody's to take:
 // a network that is about lo is one.)
-func namesAreFree(ns *netns.NS, attachments []plan.Attachment) error {
-	if ns == nil {
+func namesAreFree(pod *rtnl.Handle, attachments []plan.Attachment) error {
+	if pod == nil {
 		return nil
 	}
-	links, err := linksOf(ns)
-	if err != nil {
-		return err
-	}
 	for _, at := range attachments {
-		if link, taken := links[at.IfName]; taken && link.Flags&net.FlagLoopback == 0 {
+		switch link, err := pod.Link(at.IfName); {
+		case errors.Is(err, rtnl.ErrNotFound):
+		case err != nil:
+			return err
+		case link.Name != loopback:
 			return fmt.Errorf("attach %s (%s): %w", at.IfName, at.Network, refuse(types.ErrInvalidNetworkConfig,
 				"the container already has an interface of this name; ask for another one"))
 		}
 	}
 	return nil
 }
+
+// loopback is what the kernel names it.
+const loopback = "lo"
 
 // progress is how far an ADD has come.
 type progress struct {
@@ -235,16 +248,12 @@ type progress struct {
 // attachAll attaches one after the other. The results are stored in one step,
 // once the routes are settled: as long as they are missing, a repeated request
 // begins anew, and DEL does without them.
-func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach) error {
-	var pod *rtnl.Handle
-	if reach.NS != nil {
-		var err error
-		if pod, err = rtnl.Open(reach.NS); err != nil {
-			return err
-		}
-		defer pod.Close()
+func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle) error {
+	todo, err := a.begin(ctx, pr.records, reach, pod)
+	if err != nil {
+		return err
 	}
-	brought, err := a.makeAll(ctx, pr, reach, pod)
+	brought, err := a.makeAll(ctx, pr, todo, reach, pod)
 	if err == nil && pod != nil {
 		err = pr.settle(brought, pod)
 	}
@@ -266,22 +275,43 @@ func made(records ...store.Record) []store.Made {
 	return list
 }
 
+// work is what there is to make.
+type work struct {
+	chains []chain
+	// foretold is the number of the first chain from which on each can be
+	// foretold.
+	foretold int
+	// lift has default routes lifted out of the namespace.
+	lift bool
+}
+
+// begin stores the intents, and prepares what they are about while the disk
+// works.
+func (a *Attacher) begin(ctx context.Context, records []store.Record, reach Reach, pod *rtnl.Handle) (work, error) {
+	stored := make(chan error, 1)
+	go func() { stored <- a.Store.Begin(ctx, records) }()
+	w := work{lift: pod != nil && contested(records)}
+	w.chains, w.foretold = a.chains(records, reach, pod)
+	if err := <-stored; err != nil {
+		return w, fmt.Errorf("%w: %w", errNotRecorded, err)
+	}
+	return w, nil
+}
+
 // makeAll makes the attachments, in the namespace that pod is in. Where the
 // default route is contested it returns those that each brought, and that are
 // lifted out of the namespace.
 //
 // A program's DEL may need the result of its ADD, which may have taken long. It
 // is stored while the next attachment is being made.
-func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle) (brought [][]rtnl.Route, err error) {
-	chains, foretold := a.chains(pr.records, reach, pod)
-	lift := pod != nil && contested(pr.attachments())
+func (a *Attacher) makeAll(ctx context.Context, pr *progress, todo work, reach Reach, pod *rtnl.Handle) (brought [][]rtnl.Route, err error) {
 	var early errgroup.Group
 	defer func() { err = errors.Join(err, early.Wait()) }()
-	brought = make([][]rtnl.Route, len(chains))
-	for i, c := range chains {
-		if i == foretold {
-			pr.ahead = len(chains) - i
-			foretell(ctx, chains[i:], pr.done, brought[:i], reach.Foretold)
+	brought = make([][]rtnl.Route, len(todo.chains))
+	for i, c := range todo.chains {
+		if i == todo.foretold {
+			pr.ahead = len(todo.chains) - i
+			foretell(ctx, todo.chains[i:], pr.done, brought[:i], reach.Foretold)
 		}
 		result, touched, err := c.attach(ctx)
 		if err == nil {
@@ -293,12 +323,12 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, reach Reach, pod *
 		}
 		pr.done = append(pr.done, c.attached(result))
 		pr.records[i].DeviceInfo = pr.done[i].DeviceInfo
-		if lift {
+		if todo.lift {
 			if brought[i], err = liftDefaults(pod); err != nil {
 				return nil, c.aboutRoutes(err)
 			}
 		}
-		if r := pr.records[i]; i+1 < len(chains) && a.runsPrograms(r.Attachment.Config) {
+		if r := pr.records[i]; i+1 < len(todo.chains) && a.runsPrograms(r.Attachment.Config) {
 			early.Go(func() error { return a.Store.Attached(ctx, made(r)...) })
 		}
 	}
@@ -318,14 +348,6 @@ func (a *Attacher) chains(records []store.Record, reach Reach, pod *rtnl.Handle)
 		foretold = foreseeable(list)
 	}
 	return list, foretold
-}
-
-func (pr *progress) attachments() []plan.Attachment {
-	var list []plan.Attachment
-	for _, r := range pr.records {
-		list = append(list, r.Attachment)
-	}
-	return list
 }
 
 // settle decides on the default routes, puts them in, and changes the results

@@ -29,10 +29,17 @@ func (a *Attacher) Plug(ctx context.Context, containerID, ifName string, at plan
 	if err == nil && len(records) == 0 {
 		err = ErrUnknown
 	}
-	if err == nil {
-		err = namesAreFree(reach.NS, []plan.Attachment{at})
-	}
 	if err != nil {
+		return Attached{}, err
+	}
+	pod, err := openPod(reach.NS)
+	if err != nil {
+		return Attached{}, err
+	}
+	if pod != nil {
+		defer pod.Close()
+	}
+	if err := namesAreFree(pod, []plan.Attachment{at}); err != nil {
 		return Attached{}, err
 	}
 	last := records[len(records)-1]

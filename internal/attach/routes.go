@@ -14,6 +14,7 @@ import (
 
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/rtnl"
+	"braid.dev/braid/internal/store"
 )
 
 // A pod has one default route of each family. Networks do not know of each
@@ -25,9 +26,9 @@ import (
 
 // contested tells whether there is anything to decide: the pod asks for a default
 // route, or a network behind the first may make one.
-func contested(list []plan.Attachment) bool {
-	for i, a := range list {
-		if a.Claim != nil || i > 0 && a.MayMakeDefault() {
+func contested(records []store.Record) bool {
+	for i, r := range records {
+		if r.Attachment.Claim != nil || i > 0 && r.Attachment.MayMakeDefault() {
 			return true
 		}
 	}

@@ -399,12 +399,14 @@ func TestCrashBeforeTheResultsAreStoredBeginsAnew(t *testing.T) {
 	}
 	// The power goes: there is no rollback either.
 	pr := progress{records: intents(p.sandbox(), planned)}
-	if err := p.store.Begin(t.Context(), pr.records); err != nil {
-		t.Fatal(err)
-	}
 	crashing := *p.Attacher
 	crashing.Store = forgetful{p.store}
-	if err := crashing.attachAll(t.Context(), &pr, Reach{NS: p.ns}); !errors.Is(err, errFull) {
+	pod, err := openPod(p.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pod.Close()
+	if err := crashing.attachAll(t.Context(), &pr, Reach{NS: p.ns}, pod); !errors.Is(err, errFull) {
 		t.Fatalf("attachAll = %v, want a crash", err)
 	}
 	done, err := p.Add(t.Context(), p.sandbox(), planned, Reach{NS: p.ns})
