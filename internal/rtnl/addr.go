@@ -27,8 +27,8 @@ type Addr struct {
 
 // Addrs returns the addresses of a link, IPv4 first, link-local ones included.
 func (h *Handle) Addrs(index int) ([]Addr, error) {
-	list := func() ([]netlink.Addr, error) { return h.nl.AddrList(at(index), unix.AF_UNSPEC) }
-	all, err := dump(list)
+	list := func(lib *netlink.Handle) ([]netlink.Addr, error) { return lib.AddrList(at(index), unix.AF_UNSPEC) }
+	all, err := dump(h, list)
 	if err != nil {
 		return nil, failed(err, "list addresses of link %d", index)
 	}

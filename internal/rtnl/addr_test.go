@@ -40,7 +40,7 @@ func TestAddressesHaveABroadcastAddressWhereThereIsRoom(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	all, err := h.nl.AddrList(at(l.Index), unix.AF_UNSPEC)
+	all, err := ask(h, func(lib *netlink.Handle) ([]netlink.Addr, error) { return lib.AddrList(at(l.Index), unix.AF_UNSPEC) })
 	if err != nil {
 		t.Fatal(err)
 	}

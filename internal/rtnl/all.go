@@ -11,7 +11,7 @@ import (
 // AllAddrs returns the addresses of all links by index, in one question for
 // however many links there are.
 func (h *Handle) AllAddrs() (map[int][]Addr, error) {
-	all, err := dump(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, unix.AF_UNSPEC) })
+	all, err := dump(h, func(lib *netlink.Handle) ([]netlink.Addr, error) { return lib.AddrList(nil, unix.AF_UNSPEC) })
 	if err != nil {
 		return nil, failed(err, "list addresses")
 	}
@@ -34,7 +34,7 @@ type Way struct {
 // WayTo asks the kernel's routing for one address. Without a route it is
 // ErrNotFound.
 func (h *Handle) WayTo(addr netip.Addr) (Way, error) {
-	routes, err := h.nl.RouteGet(ipOf(addr))
+	routes, err := ask(h, func(lib *netlink.Handle) ([]netlink.Route, error) { return lib.RouteGet(ipOf(addr)) })
 	switch {
 	case err == nil && len(routes) == 0, errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
 		err = ErrNotFound

@@ -17,7 +17,7 @@ type Port struct {
 
 // Port returns the flags of the link as a bridge port.
 func (h *Handle) Port(index int) (Port, error) {
-	info, err := dump(func() (netlink.Protinfo, error) { return h.nl.LinkGetProtinfo(at(index)) })
+	info, err := dump(h, func(lib *netlink.Handle) (netlink.Protinfo, error) { return lib.LinkGetProtinfo(at(index)) })
 	if err != nil {
 		return Port{}, failed(err, "bridge port flags of link %d", index)
 	}
@@ -26,12 +26,12 @@ func (h *Handle) Port(index int) (Port, error) {
 
 // SetHairpin sets the hairpin flag of a bridge port.
 func (h *Handle) SetHairpin(index int, on bool) error {
-	return failed(h.nl.LinkSetHairpin(at(index), on), "set hairpin mode of link %d", index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkSetHairpin(at(index), on) }), "set hairpin mode of link %d", index)
 }
 
 // SetIsolated sets the isolation flag of a bridge port.
 func (h *Handle) SetIsolated(index int, on bool) error {
-	return failed(h.nl.LinkSetIsolated(at(index), on), "set isolation of link %d", index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkSetIsolated(at(index), on) }), "set isolation of link %d", index)
 }
 
 // SetVLANFiltering switches VLAN filtering of a bridge.
@@ -42,7 +42,7 @@ func (h *Handle) SetVLANFiltering(index int, on bool) error {
 	}
 	br := &netlink.Bridge{LinkAttrs: *at(index).Attrs()}
 	br.Name = l.Name // the library insists
-	return failed(h.nl.BridgeSetVlanFiltering(br, on), "set vlan filtering of bridge %s", l.Name)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.BridgeSetVlanFiltering(br, on) }), "set vlan filtering of bridge %s", l.Name)
 }
 
 // VLANs is a range of VLAN ids, both ends included, that a bridge port or the
@@ -68,33 +68,35 @@ const (
 
 // AddVLANs makes the link a member. Ids it is a member of get the new flags.
 func (h *Handle) AddVLANs(index int, side Side, v VLANs) error {
-	err := h.vlans(index, side, v, h.nl.BridgeVlanAdd, h.nl.BridgeVlanAddRange)
+	err := h.vlans(index, side, v, (*netlink.Handle).BridgeVlanAdd, (*netlink.Handle).BridgeVlanAddRange)
 	return failed(err, "add vlans %d-%d to link %d", v.From, v.To, index)
 }
 
 // DelVLANs ends the membership. Ids it is no member of are no error.
 func (h *Handle) DelVLANs(index int, side Side, v VLANs) error {
-	err := h.vlans(index, side, v, h.nl.BridgeVlanDel, h.nl.BridgeVlanDelRange)
+	err := h.vlans(index, side, v, (*netlink.Handle).BridgeVlanDel, (*netlink.Handle).BridgeVlanDelRange)
 	return failed(err, "remove vlans %d-%d of link %d", v.From, v.To, index)
 }
 
 type (
-	vlanOne   func(l netlink.Link, vid uint16, pvid, untagged, self, master bool) error
-	vlanRange func(l netlink.Link, from, to uint16, pvid, untagged, self, master bool) error
+	vlanOne   func(lib *netlink.Handle, l netlink.Link, vid uint16, pvid, untagged, self, master bool) error
+	vlanRange func(lib *netlink.Handle, l netlink.Link, from, to uint16, pvid, untagged, self, master bool) error
 )
 
 func (h *Handle) vlans(index int, side Side, v VLANs, one vlanOne, many vlanRange) error {
 	self, master := side == OfBridge, side == OfPort
-	if v.To == v.From || v.To == 0 {
-		return one(at(index), v.From, v.PVID, v.Untagged, self, master)
-	}
-	return many(at(index), v.From, v.To, v.PVID, v.Untagged, self, master)
+	return h.call(func(lib *netlink.Handle) error {
+		if v.To == v.From || v.To == 0 {
+			return one(lib, at(index), v.From, v.PVID, v.Untagged, self, master)
+		}
+		return many(lib, at(index), v.From, v.To, v.PVID, v.Untagged, self, master)
+	})
 }
 
 // AllVLANs returns the membership of every bridge and bridge port of the
 // namespace by link index, neighbouring ids with equal flags as one range.
 func (h *Handle) AllVLANs() (map[int][]VLANs, error) {
-	all, err := dump(h.nl.BridgeVlanList)
+	all, err := dump(h, (*netlink.Handle).BridgeVlanList)
 	if err != nil {
 		return nil, failed(err, "list bridge vlans")
 	}

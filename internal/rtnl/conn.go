@@ -3,10 +3,14 @@ package rtnl
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"os"
 	"sync"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"braid.dev/braid/internal/netns"
 )
 
 // conn is a socket for the requests of which every attachment makes a dozen.
@@ -41,6 +45,16 @@ func dial() (*conn, error) {
 		return nil, err
 	}
 	return &conn{fd: fd, buf: make([]byte, usualAnswer)}, nil
+}
+
+// namespace opens the one that the socket is in, for whoever has CAP_NET_ADMIN
+// there (SIOCGSKNS of linux/sockios.h).
+func (c *conn) namespace() (*netns.NS, error) {
+	fd, err := unix.IoctlRetInt(c.fd, unix.SIOCGSKNS)
+	if err != nil {
+		return nil, fmt.Errorf("namespace of a netlink socket: %w", err)
+	}
+	return netns.FromFile(os.NewFile(uintptr(fd), "of a netlink socket"))
 }
 
 func (c *conn) close() { unix.Close(c.fd) }

@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"braid.dev/braid/internal/kerneltest"
+	"braid.dev/braid/internal/netns"
 )
 
 // datagram is one message of the kernel, with the number 7.
@@ -81,5 +85,38 @@ func TestAnswerToAnEarlierRequestIsPassedOver(t *testing.T) {
 	answer, err := c.do(linkRequest(unix.RTM_GETLINK, 1, 0, 0))
 	if err != nil || len(answer) < unix.SizeofIfInfomsg || binary.NativeEndian.Uint32(answer[4:]) != 1 {
 		t.Errorf("link 1: %x, %v", answer, err)
+	}
+}
+
+// The library's socket is opened when the handle's namespace may be closed, and
+// the thread in another one.
+func TestLibraryIsInTheNamespaceOfTheHandle(t *testing.T) {
+	kerneltest.Need(t, kerneltest.Bridge)
+	ns, path := kerneltest.NewNamedNS(t)
+	again, err := netns.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := Open(again)
+	if err = errors.Join(err, again.Close()); err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	other, err := Open(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := other.AddBridge(Bridge{New: New{Name: "here0"}}); err != nil {
+		t.Fatal(err)
+	}
+	lent := h.Lend()
+	links, err := lent.Links()
+	if err != nil || !slices.ContainsFunc(links, func(l Link) bool { return l.Name == "here0" }) {
+		t.Errorf("links %+v, %v", links, err)
+	}
+	lent.Close()
+	if _, err := h.Links(); err != nil {
+		t.Errorf("it is closed: %v", err)
 	}
 }

@@ -43,10 +43,10 @@ var routeTypes = map[int]string{
 // link-local addresses. It includes dead ends, and a route of several next hops
 // is one route.
 func (h *Handle) EveryRoute() ([]AnyRoute, error) {
-	list := func() ([]netlink.Route, error) {
-		return h.nl.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	list := func(lib *netlink.Handle) ([]netlink.Route, error) {
+		return lib.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 	}
-	all, err := dump(list)
+	all, err := dump(h, list)
 	if err != nil {
 		return nil, failed(err, "list routes")
 	}
@@ -101,7 +101,7 @@ func (r AnyRoute) Text(names map[int]string) string {
 
 // DelAnyRoute removes the route. One that is not there is ErrNotFound.
 func (h *Handle) DelAnyRoute(r AnyRoute) error {
-	return failed(h.nl.RouteDel(&r.native), "remove route %s", r.Text(nil))
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.RouteDel(&r.native) }), "remove route %s", r.Text(nil))
 }
 
 // AnyRule is a rule as the kernel has it, whatever it looks at. It can be
@@ -122,7 +122,7 @@ type AnyRule struct {
 func (h *Handle) EveryRule() ([]AnyRule, error) {
 	var rules []AnyRule
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		all, err := dump(func() ([]netlink.Rule, error) { return h.nl.RuleList(family) })
+		all, err := dump(h, func(lib *netlink.Handle) ([]netlink.Rule, error) { return lib.RuleList(family) })
 		if errors.Is(err, unix.EAFNOSUPPORT) {
 			continue // a kernel without IPv6
 		}
@@ -170,7 +170,7 @@ func (r AnyRule) String() string {
 
 // DelAnyRule removes the rule. One that is not there is ErrNotFound.
 func (h *Handle) DelAnyRule(r AnyRule) error {
-	return failed(h.nl.RuleDel(&r.native), "remove rule %s", r)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.RuleDel(&r.native) }), "remove rule %s", r)
 }
 
 // AddLocalRule puts the rule that looks up the node's own addresses to the
@@ -183,5 +183,5 @@ func (h *Handle) AddLocalRule(ipv6 bool) error {
 	if ipv6 {
 		rule.Family = unix.AF_INET6
 	}
-	return failed(h.nl.RuleAdd(rule), "add rule 0: from all lookup local")
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.RuleAdd(rule) }), "add rule 0: from all lookup local")
 }

@@ -35,7 +35,7 @@ func TestEveryRouteAndRuleIsSeenAndRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	dead := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.8.0.0/26")), Type: unix.RTN_BLACKHOLE, Protocol: 80, Table: unix.RT_TABLE_MAIN}
-	if err := h.nl.RouteAdd(dead); err != nil {
+	if err := h.call(func(lib *netlink.Handle) error { return lib.RouteAdd(dead) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.AddRoute(Route{Dst: netip.MustParsePrefix("10.7.0.0/24"), Via: netip.MustParseAddr("10.9.0.2"), Link: br.Index, Table: 2005}); err != nil {
@@ -44,7 +44,7 @@ func TestEveryRouteAndRuleIsSeenAndRemoved(t *testing.T) {
 	marked := netlink.NewRule()
 	mask := uint32(0xf00)
 	marked.Priority, marked.Table, marked.Mark, marked.Mask, marked.Family = 9, 2004, 0x200, &mask, unix.AF_INET
-	if err := h.nl.RuleAdd(marked); err != nil {
+	if err := h.call(func(lib *netlink.Handle) error { return lib.RuleAdd(marked) }); err != nil {
 		t.Fatal(err)
 	}
 	rules, err := h.EveryRule()
@@ -124,7 +124,7 @@ func TestAProgramIsTakenOffItsLink(t *testing.T) {
 			FilterAttrs: netlink.FilterAttrs{LinkIndex: br.Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: uint16(i + 1)},
 			Fd:          loadProgram(t), Name: name, DirectAction: true,
 		}
-		if err := h.nl.FilterAdd(f); err != nil {
+		if err := h.call(func(lib *netlink.Handle) error { return lib.FilterAdd(f) }); err != nil {
 			t.Fatal(err)
 		}
 	}

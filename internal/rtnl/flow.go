@@ -13,7 +13,7 @@ import (
 // LinkTo returns the index of the link that packets for addr leave by. Without
 // a route it is ErrNotFound.
 func (h *Handle) LinkTo(addr netip.Addr) (int, error) {
-	routes, err := h.nl.RouteGet(ipOf(addr))
+	routes, err := ask(h, func(lib *netlink.Handle) ([]netlink.Route, error) { return lib.RouteGet(ipOf(addr)) })
 	if err == nil && len(routes) == 0 {
 		err = ErrNotFound
 	}

@@ -54,33 +54,35 @@ func (h *Handle) Link(name string) (Link, error) {
 	if len(name) > MaxName {
 		return Link{}, fmt.Errorf("link %s: name is longer than %d bytes: %w", name, MaxName, ErrNotFound)
 	}
-	l, err := h.question(0, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	return l, failed(err, "link %s", name)
+	l, err := h.native(0, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	if err != nil {
+		return Link{}, failed(err, "link %s", name)
+	}
+	return linkOf(l), nil
 }
 
 // LinkByIndex returns the link of that index.
 func (h *Handle) LinkByIndex(index int) (Link, error) {
-	l, err := h.question(index)
-	return l, failed(err, "link %d", index)
+	l, err := h.native(index)
+	if err != nil {
+		return Link{}, failed(err, "link %d", index)
+	}
+	return linkOf(l), nil
 }
 
 // skipStats leaves out what is counted of a link, which for IPv6 is added up
 // over all processors (RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h).
 const skipStats = 1 << 3
 
-// question asks for one link.
-func (h *Handle) question(index int, which ...*nl.RtAttr) (Link, error) {
+// native is one link as the library has it.
+func (h *Handle) native(index int, which ...*nl.RtAttr) (netlink.Link, error) {
 	req := linkRequest(unix.RTM_GETLINK, index, 0, 0, which...)
 	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
 	answer, err := h.conn.do(req)
 	if err != nil {
-		return Link{}, err
+		return nil, err
 	}
-	l, err := netlink.LinkDeserialize(nil, answer)
-	if err != nil {
-		return Link{}, err
-	}
-	return linkOf(l), nil
+	return netlink.LinkDeserialize(nil, answer)
 }
 
 // linkRequest is a request about a link. Of its flags those in mask are meant.
@@ -102,7 +104,7 @@ func (h *Handle) set(index int, attrs ...*nl.RtAttr) error {
 
 // Links returns all links of the namespace, by index.
 func (h *Handle) Links() ([]Link, error) {
-	all, err := dump(h.nl.LinkList)
+	all, err := dump(h, (*netlink.Handle).LinkList)
 	if err != nil {
 		return nil, failed(err, "list links")
 	}
@@ -304,7 +306,7 @@ func (h *Handle) add(l netlink.Link) (Link, error) {
 	if len(name) > MaxName {
 		return Link{}, fmt.Errorf("create %s %s: name is longer than %d bytes", l.Type(), name, MaxName)
 	}
-	if err := h.nl.LinkAdd(l); err != nil {
+	if err := h.call(func(lib *netlink.Handle) error { return lib.LinkAdd(l) }); err != nil {
 		return Link{}, failed(err, "create %s %s", l.Type(), name)
 	}
 	return h.Link(name)
@@ -361,12 +363,12 @@ func (h *Handle) SetAlias(index int, alias string) error {
 
 // AddAltName gives the link one more name, 127 bytes at most.
 func (h *Handle) AddAltName(index int, name string) error {
-	return failed(h.nl.LinkAddAltName(at(index), name), "add alternative name %s to link %d", name, index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkAddAltName(at(index), name) }), "add alternative name %s to link %d", name, index)
 }
 
 // DelAltName takes an alternative name away.
 func (h *Handle) DelAltName(index int, name string) error {
-	return failed(h.nl.LinkDelAltName(at(index), name), "remove alternative name %s of link %d", name, index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkDelAltName(at(index), name) }), "remove alternative name %s of link %d", name, index)
 }
 
 // SetMaster makes the link a port of the bridge or vrf with index master, or
@@ -378,19 +380,19 @@ func (h *Handle) SetMaster(index, master int) error {
 // SetPromisc sets the administrator's flag for promiscuous mode.
 func (h *Handle) SetPromisc(index int, on bool) error {
 	if on {
-		return failed(h.nl.SetPromiscOn(at(index)), "set link %d promiscuous", index)
+		return failed(h.call(func(lib *netlink.Handle) error { return lib.SetPromiscOn(at(index)) }), "set link %d promiscuous", index)
 	}
-	return failed(h.nl.SetPromiscOff(at(index)), "end promiscuous mode of link %d", index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.SetPromiscOff(at(index)) }), "end promiscuous mode of link %d", index)
 }
 
 // MoveTo moves the link into ns, where it is down and has no addresses.
 func (h *Handle) MoveTo(index int, ns *netns.NS) error {
-	return failed(h.nl.LinkSetNsFd(at(index), ns.Fd()), "move link %d to another namespace", index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkSetNsFd(at(index), ns.Fd()) }), "move link %d to another namespace", index)
 }
 
 // NSID returns the number by which the kernel names ns in Link.ParentNSID of
 // this handle's links, or -1 when no link here has its other end there.
 func (h *Handle) NSID(ns *netns.NS) (int, error) {
-	id, err := h.nl.GetNetNsIdByFd(ns.Fd())
+	id, err := ask(h, func(lib *netlink.Handle) (int, error) { return lib.GetNetNsIdByFd(ns.Fd()) })
 	return id, failed(err, "namespace id")
 }

@@ -18,8 +18,8 @@ type Neigh struct {
 
 // Neighs returns the neighbours of a link, both families.
 func (h *Handle) Neighs(index int) ([]Neigh, error) {
-	list := func() ([]netlink.Neigh, error) { return h.nl.NeighList(index, unix.AF_UNSPEC) }
-	all, err := dump(list)
+	list := func(lib *netlink.Handle) ([]netlink.Neigh, error) { return lib.NeighList(index, unix.AF_UNSPEC) }
+	all, err := dump(h, list)
 	if err != nil {
 		return nil, failed(err, "list neighbours of link %d", index)
 	}
@@ -36,11 +36,11 @@ func (h *Handle) SetNeigh(index int, n Neigh) error {
 	if n.Permanent {
 		entry.State = netlink.NUD_PERMANENT
 	}
-	return failed(h.nl.NeighSet(entry), "set neighbour %s of link %d", n.Addr, index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.NeighSet(entry) }), "set neighbour %s of link %d", n.Addr, index)
 }
 
 // DelNeigh removes a neighbour. One that is not there is ErrNotFound.
 func (h *Handle) DelNeigh(index int, a netip.Addr) error {
 	entry := &netlink.Neigh{LinkIndex: index, IP: ipOf(a)}
-	return failed(h.nl.NeighDel(entry), "remove neighbour %s of link %d", a, index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.NeighDel(entry) }), "remove neighbour %s of link %d", a, index)
 }

@@ -48,7 +48,7 @@ func ObserveAll(ns *netns.NS) (string, error) {
 
 // details describes one link more closely.
 func (o *observer) details(index int) error {
-	l, err := o.h.nl.LinkByIndex(index)
+	l, err := o.h.native(index)
 	if err != nil {
 		return failed(err, "link %d", index)
 	}
@@ -126,10 +126,10 @@ func bridgeDetails(b *netlink.Bridge) (s string) {
 func (o *observer) neighLines(l netlink.Link) ([]string, error) {
 	var lines []string
 	for _, flag := range []uint8{0, netlink.NTF_PROXY} {
-		list := func() ([]netlink.Neigh, error) {
-			return o.h.nl.NeighListExecute(netlink.Ndmsg{Index: uint32(l.Attrs().Index), Flags: flag})
+		list := func(lib *netlink.Handle) ([]netlink.Neigh, error) {
+			return lib.NeighListExecute(netlink.Ndmsg{Index: uint32(l.Attrs().Index), Flags: flag})
 		}
-		all, err := dump(list)
+		all, err := dump(o.h, list)
 		if err != nil {
 			return nil, failed(err, "list neighbours of link %d", l.Attrs().Index)
 		}
@@ -146,7 +146,7 @@ func (o *observer) neighLines(l netlink.Link) ([]string, error) {
 }
 
 func (o *observer) qdiscLines(l netlink.Link) ([]string, error) {
-	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return o.h.nl.QdiscList(l) })
+	qdiscs, err := dump(o.h, func(lib *netlink.Handle) ([]netlink.Qdisc, error) { return lib.QdiscList(l) })
 	if err != nil {
 		return nil, failed(err, "list queueing disciplines of link %d", l.Attrs().Index)
 	}
@@ -165,7 +165,7 @@ func (o *observer) qdiscLines(l netlink.Link) ([]string, error) {
 		}
 		lines = append(lines, line)
 	}
-	classes, err := dump(func() ([]netlink.Class, error) { return o.h.nl.ClassList(l, netlink.HANDLE_NONE) })
+	classes, err := dump(o.h, func(lib *netlink.Handle) ([]netlink.Class, error) { return lib.ClassList(l, netlink.HANDLE_NONE) })
 	if err != nil {
 		return nil, failed(err, "list classes of link %d", l.Attrs().Index)
 	}
@@ -183,7 +183,7 @@ func (o *observer) qdiscLines(l netlink.Link) ([]string, error) {
 func (o *observer) filterLines(l netlink.Link) ([]string, error) {
 	var lines []string
 	for _, parent := range []uint32{netlink.HANDLE_INGRESS, netlink.MakeHandle(0xffff, 0), netlink.MakeHandle(1, 0)} {
-		filters, err := dump(func() ([]netlink.Filter, error) { return o.h.nl.FilterList(l, parent) })
+		filters, err := dump(o.h, func(lib *netlink.Handle) ([]netlink.Filter, error) { return lib.FilterList(l, parent) })
 		if err != nil {
 			continue // there is no such qdisc to have filters
 		}
@@ -219,10 +219,10 @@ func (o *observer) u32(u *netlink.U32) string {
 // deadEnds are the routes that Observe leaves out: those that lead nowhere, by
 // somebody's will.
 func (o *observer) deadEnds() error {
-	list := func() ([]netlink.Route, error) {
-		return o.h.nl.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	list := func(lib *netlink.Handle) ([]netlink.Route, error) {
+		return lib.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 	}
-	all, err := dump(list)
+	all, err := dump(o.h, list)
 	if err != nil {
 		return failed(err, "list routes")
 	}
@@ -244,7 +244,7 @@ func (o *observer) deadEnds() error {
 func (h *Handle) ruleLines() (string, error) {
 	var lines []string
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := dump(func() ([]netlink.Rule, error) { return h.nl.RuleList(family) })
+		rules, err := dump(h, func(lib *netlink.Handle) ([]netlink.Rule, error) { return lib.RuleList(family) })
 		if err != nil {
 			return "", failed(err, "list rules")
 		}

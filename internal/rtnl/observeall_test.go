@@ -60,12 +60,12 @@ func TestBothEndsOfAVethHaveAQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"near", "far"} {
-		l, err := h.nl.LinkByName(name)
+		l, err := h.Link(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if q := l.Attrs().TxQLen; q != 1000 {
-			t.Errorf("%s has a transmit queue of %d, want the kernel's 1000", name, q)
+		if now, err := h.Tuning(l.Index); now.TxQLen != 1000 || err != nil {
+			t.Errorf("%s has a transmit queue of %d, want the kernel's 1000 (%v)", name, now.TxQLen, err)
 		}
 	}
 }

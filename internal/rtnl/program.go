@@ -39,7 +39,7 @@ func (h *Handle) Programs(index int) (programs []Program, others int, err error)
 		if egress {
 			parent = netlink.HANDLE_MIN_EGRESS
 		}
-		filters, err := dump(func() ([]netlink.Filter, error) { return h.nl.FilterList(at(index), parent) })
+		filters, err := dump(h, func(lib *netlink.Handle) ([]netlink.Filter, error) { return lib.FilterList(at(index), parent) })
 		if err != nil {
 			return nil, 0, failed(err, "list filters of link %d", index)
 		}
@@ -57,14 +57,14 @@ func (h *Handle) Programs(index int) (programs []Program, others int, err error)
 // DelProgram takes the program off its link. One that is not there is
 // ErrNotFound.
 func (h *Handle) DelProgram(p Program) error {
-	return failed(h.nl.FilterDel(p.native), "remove program %s of link %d", p, p.Link)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.FilterDel(p.native) }), "remove program %s of link %d", p, p.Link)
 }
 
 // DelClsact removes the link's clsact with all that is in it. One that is not
 // there is ErrNotFound.
 func (h *Handle) DelClsact(index int) error {
 	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: ingressHandle, Parent: netlink.HANDLE_CLSACT}}
-	err := h.nl.QdiscDel(q)
+	err := h.call(func(lib *netlink.Handle) error { return lib.QdiscDel(q) })
 	if err == unix.EINVAL { // what the kernel says of a qdisc that is not there
 		err = fmt.Errorf("%w (%w)", ErrNotFound, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,11 +77,11 @@ func (r Route) suffix() (s string) {
 // Routes returns the unicast routes of all tables but the local one, both
 // families. A route with several next hops is returned once for each.
 func (h *Handle) Routes() ([]Route, error) {
-	list := func() ([]netlink.Route, error) {
+	list := func(lib *netlink.Handle) ([]netlink.Route, error) {
 		// Table 0 in the filter means every table.
-		return h.nl.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+		return lib.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 	}
-	all, err := dump(list)
+	all, err := dump(h, list)
 	if err != nil {
 		return nil, failed(err, "list routes")
 	}
@@ -124,47 +125,86 @@ func routesOf(r netlink.Route) []Route {
 // AddRoute adds a route. It is ErrExists when a route to the same destination
 // with the same metric is there, through whatever link.
 func (h *Handle) AddRoute(r Route) error {
-	return failed(h.nl.RouteAdd(r.native()), "add route %s", r)
+	return failed(h.newRoute(r, unix.NLM_F_EXCL), "add route %s", r)
 }
 
 // AppendRoute adds a route beside those to the same destination. IPv6 makes
 // one route of several next hops of them. It is ErrExists only when this very
 // route is there.
 func (h *Handle) AppendRoute(r Route) error {
-	return failed(h.nl.RouteAddEcmp(r.native()), "add route %s", r)
+	return failed(h.newRoute(r, 0), "add route %s", r)
 }
 
 // ReplaceRoute adds a route, in the place of one to the same destination with
 // the same metric.
 func (h *Handle) ReplaceRoute(r Route) error {
-	return failed(h.nl.RouteReplace(r.native()), "replace route %s", r)
+	return failed(h.newRoute(r, unix.NLM_F_REPLACE), "replace route %s", r)
+}
+
+// newRoute makes a route. The flags say what is to become of others.
+func (h *Handle) newRoute(r Route, flags uint16) error {
+	head := nl.NewRtMsg()
+	head.Scope = uint8(r.Scope)
+	req := r.request(unix.RTM_NEWROUTE, head)
+	req.Flags |= unix.NLM_F_CREATE | flags
+	return h.conn.change(req)
 }
 
 // DelRoute removes a route. One that is not there is ErrNotFound. Scope 0
 // stands for any scope here.
 func (h *Handle) DelRoute(r Route) error {
-	old := r.native()
-	if r.Scope == 0 {
-		old.Scope = unix.RT_SCOPE_NOWHERE
+	head := nl.NewRtDelMsg()
+	if r.Scope != 0 {
+		head.Scope = uint8(r.Scope)
 	}
-	return failed(h.nl.RouteDel(old), "remove route %s", r)
+	return failed(h.conn.change(r.request(unix.RTM_DELROUTE, head)), "remove route %s", r)
 }
 
-func (r Route) native() *netlink.Route {
-	out := &netlink.Route{
-		Dst:       ipNet(r.Dst.Masked()),
-		Gw:        ipOf(r.Via),
-		Src:       ipOf(r.Src),
-		LinkIndex: r.Link,
-		Table:     r.Table,
-		Scope:     netlink.Scope(r.Scope),
-		Priority:  r.Metric,
-		MTU:       r.MTU,
-		AdvMSS:    r.AdvMSS,
-		Protocol:  netlink.RouteProtocol(r.Protocol),
+// request completes head by the route.
+func (r Route) request(kind int, head *nl.RtMsg) *nl.NetlinkRequest {
+	dst := r.Dst.Masked()
+	head.Family, head.Dst_len = unix.AF_INET, uint8(dst.Bits())
+	if dst.Addr().Is6() {
+		head.Family = unix.AF_INET6
+	}
+	if r.Protocol != 0 {
+		head.Protocol = uint8(r.Protocol)
 	}
 	if r.OnLink {
-		out.Flags |= unix.RTNH_F_ONLINK
+		head.Flags |= unix.RTNH_F_ONLINK
 	}
-	return out
+	req := nl.NewNetlinkRequest(kind, 0)
+	req.AddData(head)
+	add := func(kind int, value []byte, given bool) {
+		if given {
+			req.AddData(nl.NewRtAttr(kind, value))
+		}
+	}
+	// A number of more than a byte has no room in the head.
+	if r.Table > 255 {
+		head.Table = unix.RT_TABLE_UNSPEC
+	} else if r.Table > 0 {
+		head.Table = uint8(r.Table)
+	}
+	add(unix.RTA_TABLE, nl.Uint32Attr(uint32(r.Table)), r.Table > 255)
+	add(unix.RTA_DST, dst.Addr().AsSlice(), true)
+	add(unix.RTA_PREFSRC, r.Src.AsSlice(), r.Src.IsValid())
+	add(unix.RTA_GATEWAY, r.Via.AsSlice(), r.Via.IsValid())
+	add(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(r.Metric)), r.Metric > 0)
+	if r.MTU > 0 || r.AdvMSS > 0 {
+		req.AddData(r.metrics())
+	}
+	add(unix.RTA_OIF, nl.Uint32Attr(uint32(r.Link)), true)
+	return req
+}
+
+func (r Route) metrics() *nl.RtAttr {
+	metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
+	if r.MTU > 0 {
+		metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(uint32(r.MTU)))
+	}
+	if r.AdvMSS > 0 {
+		metrics.AddRtAttr(unix.RTAX_ADVMSS, nl.Uint32Attr(uint32(r.AdvMSS)))
+	}
+	return metrics
 }

@@ -36,8 +36,8 @@ func (r Rule) String() string {
 func (h *Handle) Rules() ([]Rule, error) {
 	var rules []Rule
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		list := func() ([]netlink.Rule, error) { return h.nl.RuleList(family) }
-		all, err := dump(list)
+		list := func(lib *netlink.Handle) ([]netlink.Rule, error) { return lib.RuleList(family) }
+		all, err := dump(h, list)
 		if errors.Is(err, unix.EAFNOSUPPORT) {
 			continue // a kernel without IPv6
 		}
@@ -63,7 +63,7 @@ func (h *Handle) AddRule(r Rule) error {
 	if err != nil {
 		return err
 	}
-	return failed(h.nl.RuleAdd(rule), "add rule %s", r)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.RuleAdd(rule) }), "add rule %s", r)
 }
 
 // DelRule removes a rule. One that is not there is ErrNotFound.
@@ -72,7 +72,7 @@ func (h *Handle) DelRule(r Rule) error {
 	if err != nil {
 		return err
 	}
-	return failed(h.nl.RuleDel(rule), "remove rule %s", r)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.RuleDel(rule) }), "remove rule %s", r)
 }
 
 func (r Rule) native() (*netlink.Rule, error) {

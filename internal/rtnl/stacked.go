@@ -48,7 +48,7 @@ func (h *Handle) AddStacked(s Stacked) error {
 	if err != nil {
 		return fmt.Errorf("create %s %s: %w", s.Kind, s.Name, err)
 	}
-	return failed(h.nl.LinkAdd(l), "create %s %s", s.Kind, s.Name)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkAdd(l) }), "create %s %s", s.Kind, s.Name)
 }
 
 func (s Stacked) native() (netlink.Link, error) {
@@ -80,7 +80,7 @@ func (s Stacked) native() (netlink.Link, error) {
 // "source" for the macvlan mode that Stacked does not make, and nothing for a
 // link of another kind.
 func (h *Handle) Mode(index int) (string, error) {
-	l, err := h.nl.LinkByIndex(index)
+	l, err := h.native(index)
 	if err != nil {
 		return "", failed(err, "mode of link %d", index)
 	}

@@ -98,7 +98,7 @@ func makeTap(t Tap) error {
 // TapOf returns what AddTap was told about the tap of that index. An Owner or
 // Group of 0 cannot be told from none, and is returned as none.
 func (h *Handle) TapOf(index int) (Tap, error) {
-	l, err := h.nl.LinkByIndex(index)
+	l, err := h.native(index)
 	if err != nil {
 		return Tap{}, failed(err, "tap %d", index)
 	}

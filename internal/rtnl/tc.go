@@ -58,7 +58,7 @@ func saturate(v float64) uint32 {
 // AddTBF makes the filter the root of the link's queueing disciplines. It is
 // ErrExists when somebody else has set a root.
 func (h *Handle) AddTBF(index int, t TBF) error {
-	return failed(h.nl.QdiscAdd(t.native(index)), "shape link %d", index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.QdiscAdd(t.native(index)) }), "shape link %d", index)
 }
 
 // Shaped is the state of a link's queueing disciplines.
@@ -101,8 +101,8 @@ func (s Shaped) Does(t TBF) error {
 // Shaping returns the link's queueing disciplines.
 func (h *Handle) Shaping(index int) (Shaped, error) {
 	var s Shaped
-	list := func() ([]netlink.Qdisc, error) { return h.nl.QdiscList(at(index)) }
-	all, err := dump(list)
+	list := func(lib *netlink.Handle) ([]netlink.Qdisc, error) { return lib.QdiscList(at(index)) }
+	all, err := dump(h, list)
 	if err != nil {
 		return s, failed(err, "list queueing disciplines of link %d", index)
 	}
@@ -127,8 +127,8 @@ func (h *Handle) Shaping(index int) (Shaped, error) {
 const ingressHandle = 0xffff << 16
 
 func (h *Handle) redirect(index int) (int, error) {
-	list := func() ([]netlink.Filter, error) { return h.nl.FilterList(at(index), ingressHandle) }
-	all, err := dump(list)
+	list := func(lib *netlink.Handle) ([]netlink.Filter, error) { return lib.FilterList(at(index), ingressHandle) }
+	all, err := dump(h, list)
 	if err != nil {
 		return 0, failed(err, "list filters of link %d", index)
 	}
@@ -152,7 +152,7 @@ func (h *Handle) Redirect(index, to int) error {
 	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: index, Handle: ingressHandle, Parent: netlink.HANDLE_INGRESS,
 	}}
-	if err := h.nl.QdiscAdd(ingress); err != nil {
+	if err := h.call(func(lib *netlink.Handle) error { return lib.QdiscAdd(ingress) }); err != nil {
 		return failed(err, "look at what comes in on link %d", index)
 	}
 	all := &netlink.U32{
@@ -160,14 +160,14 @@ func (h *Handle) Redirect(index, to int) error {
 		ClassId:     tbfHandle | 1,
 		Actions:     []netlink.Action{netlink.NewMirredAction(to)},
 	}
-	return failed(h.nl.FilterAdd(all), "redirect link %d to link %d", index, to)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.FilterAdd(all) }), "redirect link %d to link %d", index, to)
 }
 
 // AddClsact lets programs look at what comes in on the link and what leaves it,
 // as bandwidth managers made of eBPF do. It and Redirect exclude each other.
 func (h *Handle) AddClsact(index int) error {
 	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: ingressHandle, Parent: netlink.HANDLE_CLSACT}}
-	return failed(h.nl.QdiscAdd(q), "add clsact to link %d", index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.QdiscAdd(q) }), "add clsact to link %d", index)
 }
 
 // Unshape takes away a root of kind tbf and what looks at incoming frames by
@@ -180,11 +180,11 @@ func (h *Handle) Unshape(index int) error {
 	var errs []error
 	if s.Root == "tbf" {
 		root := &netlink.Tbf{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Parent: netlink.HANDLE_ROOT}}
-		errs = append(errs, failed(h.nl.QdiscDel(root), "stop shaping link %d", index))
+		errs = append(errs, failed(h.call(func(lib *netlink.Handle) error { return lib.QdiscDel(root) }), "stop shaping link %d", index))
 	}
 	if s.Ingress == "ingress" {
 		ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: ingressHandle, Parent: netlink.HANDLE_INGRESS}}
-		errs = append(errs, failed(h.nl.QdiscDel(ingress), "stop redirecting link %d", index))
+		errs = append(errs, failed(h.call(func(lib *netlink.Handle) error { return lib.QdiscDel(ingress) }), "stop redirecting link %d", index))
 	}
 	return errors.Join(errs...)
 }

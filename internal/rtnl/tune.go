@@ -1,6 +1,9 @@
 package rtnl
 
-import "golang.org/x/sys/unix"
+import (
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
 
 // Tuning is what of a link can be changed but is no part of Link.
 type Tuning struct {
@@ -12,7 +15,7 @@ type Tuning struct {
 
 // Tuning returns the link's.
 func (h *Handle) Tuning(index int) (Tuning, error) {
-	l, err := h.nl.LinkByIndex(index)
+	l, err := h.native(index)
 	if err != nil {
 		return Tuning{}, failed(err, "link %d", index)
 	}
@@ -23,12 +26,12 @@ func (h *Handle) Tuning(index int) (Tuning, error) {
 // SetAllMulti makes the link receive all multicast frames, or ends that.
 func (h *Handle) SetAllMulti(index int, on bool) error {
 	if on {
-		return failed(h.nl.LinkSetAllmulticastOn(at(index)), "set link %d to receive all multicast", index)
+		return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkSetAllmulticastOn(at(index)) }), "set link %d to receive all multicast", index)
 	}
-	return failed(h.nl.LinkSetAllmulticastOff(at(index)), "end receiving all multicast on link %d", index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkSetAllmulticastOff(at(index)) }), "end receiving all multicast on link %d", index)
 }
 
 // SetTxQLen sets the length of the transmit queue, in packets.
 func (h *Handle) SetTxQLen(index, packets int) error {
-	return failed(h.nl.LinkSetTxQLen(at(index), packets), "set transmit queue length %d of link %d", packets, index)
+	return failed(h.call(func(lib *netlink.Handle) error { return lib.LinkSetTxQLen(at(index), packets) }), "set transmit queue length %d of link %d", packets, index)
 }

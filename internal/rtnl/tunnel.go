@@ -44,9 +44,8 @@ const (
 // Tunnels returns the vxlan and geneve links of the namespace by index. The
 // handle's namespace must be open still.
 func (h *Handle) Tunnels() (map[int]Tunnel, error) {
-	messages, err := dump(func() ([][]byte, error) {
-		var answer [][]byte
-		err := in(h.ns, func() (err error) {
+	messages, err := whole(func() (answer [][]byte, err error) {
+		err = in(h.ns, func() (err error) {
 			req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 			req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 			answer, err = req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)

@@ -8,7 +8,7 @@ import (
 
 // VRFTable returns the routing table of the vrf device with that index.
 func (h *Handle) VRFTable(index int) (uint32, error) {
-	l, err := h.nl.LinkByIndex(index)
+	l, err := h.native(index)
 	if err != nil {
 		return 0, failed(err, "link %d", index)
 	}
