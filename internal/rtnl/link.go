@@ -186,6 +186,9 @@ func (h *Handle) AddBridge(b Bridge) (Link, error) {
 // its final name in the same step: both ends exist, or none.
 type Veth struct {
 	New
+	// Master is the bridge that the link becomes a port of in the same step, by
+	// its index, or 0.
+	Master int
 	Peer   New
 	PeerNS *netns.NS // nil for the handle's own
 }
@@ -212,7 +215,11 @@ func (h *Handle) AddVeth(v Veth) (Link, error) {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddChild(peer)
-	return h.create("veth", v.New, append(oneQueue(), info)...)
+	more := append(oneQueue(), info)
+	if v.Master != 0 {
+		more = append(more, nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(v.Master))))
+	}
+	return h.create("veth", v.New, more...)
 }
 
 func oneQueue() []*nl.RtAttr {

@@ -70,6 +70,22 @@ func TestVethHasItsOtherEndInTheOtherNamespace(t *testing.T) {
 	}
 }
 
+func TestVethIsAPortFromTheStart(t *testing.T) {
+	kerneltest.Need(t, kerneltest.Veth, kerneltest.Bridge)
+	h := open(t, kerneltest.NewNS(t))
+	br := must(h.AddBridge(rtnl.Bridge{New: named("br0")}))(t)
+	near := must(h.AddVeth(rtnl.Veth{New: named("near0"), Master: br.Index, Peer: named("far0")}))(t)
+	if far := must(h.Link("far0"))(t); near.Master != br.Index || near.Up || far.Master != 0 {
+		t.Errorf("ends: %+v and %+v", near, far)
+	}
+	if _, err := h.AddVeth(rtnl.Veth{New: named("near1"), Master: 4711, Peer: named("far1")}); err == nil {
+		t.Error("it is a port of no bridge")
+	}
+	if _, err := h.Link("far1"); !errors.Is(err, rtnl.ErrNotFound) {
+		t.Errorf("what could not be made is there: %v", err)
+	}
+}
+
 func TestHandleOutlivesTheOneThatIsLent(t *testing.T) {
 	h := open(t, kerneltest.NewNS(t))
 	lent := h.Lend()

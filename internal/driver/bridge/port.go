@@ -96,7 +96,7 @@ func (a *attachment) noUplink(what string) error {
 // up last, so that no frame passes before VLANs, isolation and the spoof check
 // are in force.
 func (a *attachment) addPort(br rtnl.Link) (host, pod rtnl.Link, err error) {
-	host, pod, err = a.veth().Make(rtnl.Veth{New: rtnl.New{MTU: a.MTU}, Peer: rtnl.New{MTU: a.MTU, MAC: a.mac}})
+	host, pod, err = a.veth().Make(rtnl.Veth{New: rtnl.New{MTU: a.MTU}, Master: br.Index, Peer: rtnl.New{MTU: a.MTU, MAC: a.mac}})
 	if err != nil {
 		return host, pod, err
 	}
@@ -116,8 +116,10 @@ func (a *attachment) joinBridge(port, br rtnl.Link, c conf) error {
 	if err := a.refuseRouterAdvertisements(port.Name); err != nil {
 		return err
 	}
-	if err := a.host.SetMaster(port.Index, br.Index); err != nil {
-		return err
+	if port.Master != br.Index {
+		if err := a.host.SetMaster(port.Index, br.Index); err != nil {
+			return err
+		}
 	}
 	if c.Hairpin {
 		if err := a.host.SetHairpin(port.Index, true); err != nil {
