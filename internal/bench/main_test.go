@@ -82,7 +82,7 @@ func TestTableOfPodsShowsWhatMissesItsGoal(t *testing.T) {
 		"goal measured if direct took 17.3 ms",
 		"directly at most 2 ms 1.50 ms 1.53 ms",
 		"first native network more at most 3 ms ! 3.50 ms ! 3.56 ms",
-		"of 8 pods began 150 ms",
+		"of 24 pods began 150 ms",
 		"and the pod's status 10.25 ms",
 		"due anyway 3.25 ms",
 		"each further native network at most 3 ms 2.17 ms 2.20 ms",
@@ -104,6 +104,17 @@ func TestGoalsAreComparedAtTheSpeedThatTheyWereSetAt(t *testing.T) {
 		"first native network more at most 3 ms ! 4.00 ms 2.00 ms",
 		"each further native network at most 3 ms ! 7.00 ms ! 3.50 ms",
 		"STATUS, p99 at most 20 ms ! 40.20 ms ! 20.10 ms",
+	)
+}
+
+func TestDifferencesOfMediansTellHowFarTheyMayBeOff(t *testing.T) {
+	errors := strings.NewReplacer(
+		"17.00 p50-ms", "34.60 p50-ms 0.6 p50-error-ms", "18.50 p50-ms", "18.50 p50-ms 0.8 p50-error-ms",
+		"22.00 p50-ms", "22.00 p50-ms 0.6 p50-error-ms", "28.50 p50-ms", "28.50 p50-ms 1.6 p50-error-ms").Replace(podsOutput)
+	shows(t, errors,
+		"directly at most 2 ms -16.10 ± 1.00 ms -8.05 ± 0.50 ms",
+		"first native network more at most 3 ms ! 3.50 ± 1.00 ms 1.75 ± 0.50 ms",
+		"each further native network at most 3 ms 2.17 ± 0.57 ms 1.08 ± 0.28 ms",
 	)
 }
 
