@@ -240,6 +240,8 @@ type progress struct {
 	done []Attached
 	// touched is how many plugins of the next one may have left something.
 	touched int
+	// left is what is to be finished of those that are done.
+	left []unfinished
 	// ahead is for how many records, the last ones, addresses may have been
 	// asked for ahead.
 	ahead int
@@ -263,7 +265,10 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach, pod
 	if reach.Made != nil {
 		reach.Made(pr.done)
 	}
-	return a.Store.Attached(ctx, made(pr.records...)...)
+	// The kernel works while the disk does.
+	stored := make(chan error, 1)
+	go func() { stored <- a.Store.Attached(ctx, made(pr.records...)...) }()
+	return errors.Join(finish(ctx, pr.left), <-stored)
 }
 
 // made is what the ADDs of these records came to.
@@ -313,7 +318,7 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, todo work, reach R
 			pr.ahead = len(todo.chains) - i
 			foretell(ctx, todo.chains[i:], pr.done, brought[:i], reach.Foretold)
 		}
-		result, touched, err := c.attach(ctx)
+		result, left, touched, err := c.attach(ctx)
 		if err == nil {
 			pr.records[i].Result, err = json.Marshal(result)
 		}
@@ -321,7 +326,7 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, todo work, reach R
 			pr.touched = touched
 			return nil, err
 		}
-		pr.done = append(pr.done, c.attached(result))
+		pr.done, pr.left = append(pr.done, c.attached(result)), append(pr.left, left...)
 		pr.records[i].DeviceInfo = pr.done[i].DeviceInfo
 		if todo.lift {
 			if brought[i], err = liftDefaults(pod); err != nil {

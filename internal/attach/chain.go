@@ -140,30 +140,53 @@ func (bound) Detached() {}
 
 var _ driver.Detached = bound{}
 
-// attach runs ADD through the chain. touched is how many plugins, from the
-// first one on, may have left something when it fails.
-func (c chain) attach(ctx context.Context) (result *current.Result, touched int, err error) {
+// attach runs ADD through the chain. left is what is to be done at the end of
+// the whole ADD. touched is how many plugins, from the first one on, may have
+// left something when it fails.
+func (c chain) attach(ctx context.Context) (result *current.Result, left []unfinished, touched int, err error) {
 	if err := c.prepareInfo(); err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	for i, p := range c.plugins() {
 		if err := ctx.Err(); err != nil {
-			return nil, i, c.explain("attach", p, context.Cause(ctx))
+			return nil, nil, i, c.explain("attach", p, context.Cause(ctx))
 		}
 		m, err := c.next(i, result)
 		if err != nil {
-			return nil, i, c.explain("attach", p, err)
+			return nil, nil, i, c.explain("attach", p, err)
 		}
 		next, err := m.attach(ctx)
 		if err != nil {
 			if m.clean(err) {
-				return nil, i, c.explain("attach", p, err)
+				return nil, nil, i, c.explain("attach", p, err)
 			}
-			return nil, i + 1, c.explain("attach", p, err)
+			return nil, nil, i + 1, c.explain("attach", p, err)
 		}
 		result = next
+		if f, ok := m.driver.(driver.Finisher); ok {
+			left = append(left, unfinished{c, m, f, next})
+		}
 	}
-	return result, len(c.plugins()), nil
+	return result, left, len(c.plugins()), nil
+}
+
+// unfinished is what a driver has left of an attachment.
+type unfinished struct {
+	chain  chain
+	member member
+	driver driver.Finisher
+	result *current.Result
+}
+
+// finish does what is left, in order.
+func finish(ctx context.Context, left []unfinished) error {
+	for _, u := range left {
+		err := Safely(func() error { return u.driver.Finish(ctx, u.member.spec, u.result) })
+		if err != nil {
+			return u.chain.explain("attach", u.member.plugin, err)
+		}
+	}
+	return nil
 }
 
 // next is the i-th plugin of ADD.

@@ -64,7 +64,10 @@ func (a *Attacher) plug(ctx context.Context, pr *progress, reach Reach) error {
 	if err != nil {
 		return c.aboutRoutes(err)
 	}
-	result, touched, err := c.attach(ctx)
+	result, left, touched, err := c.attach(ctx)
+	if err == nil {
+		err = finish(ctx, left)
+	}
 	if err != nil {
 		pr.touched = touched
 		return err

@@ -158,9 +158,6 @@ func (a *attachment) build(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.settle(ctx, host.Index, pod); err != nil {
-		return nil, err
-	}
 	if err := a.finalMACs(res, br.Index, host); err != nil {
 		return nil, err
 	}
@@ -266,23 +263,39 @@ func (a *attachment) fresh(pod rtnl.Link) driver.Interface {
 	return i
 }
 
-// settle waits until the bridge forwards what the container sends, and then
-// tells the neighbours of its addresses.
-func (a *attachment) settle(ctx context.Context, hostIndex int, pod rtnl.Link) error {
-	if a.NoContainerLink {
-		return nil
+// Finish implements driver.Finisher: it waits until the bridge forwards what the
+// container sends, and then tells the neighbours of its addresses.
+func (b *bridge) Finish(ctx context.Context, s driver.Spec, res *current.Result) error {
+	c, err := parse(s)
+	if err != nil || c.NoContainerLink {
+		return err
 	}
-	const limit = 3 * time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("bridge port is still not running after %s", limit))
-	defer cancel()
-	err := rtnl.Await(ctx, a.HostNS, func() (bool, error) {
-		l, err := a.host.LinkByIndex(hostIndex)
-		return l.Running, err
-	})
+	a, err := b.open(c, s)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	if a.pod == nil {
+		return s.NoNamespace()
+	}
+	host, err := a.host.Link(res.Interfaces[hostIndex].Name)
+	if err == nil && !host.Running {
+		err = a.awaitPort(ctx, host)
+	}
 	if err != nil || !a.layer3() {
 		return err
 	}
-	return a.fresh(pod).Announce()
+	return a.iface().Announce()
+}
+
+func (a *attachment) awaitPort(ctx context.Context, host rtnl.Link) error {
+	const limit = 3 * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("bridge port is still not running after %s", limit))
+	defer cancel()
+	return rtnl.Await(ctx, a.HostNS, func() (bool, error) {
+		l, err := a.host.LinkByIndex(host.Index)
+		return l.Running, err
+	})
 }
 
 // finalMACs fills in the MACs of the node's links: a bridge without a MAC of

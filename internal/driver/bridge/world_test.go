@@ -19,6 +19,7 @@ import (
 
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/driver/bridge"
+	"braid.dev/braid/internal/driver/drivertest"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/rtnl"
@@ -36,7 +37,7 @@ func newWorld(t testing.TB) *world {
 	kerneltest.Need(t, kerneltest.Veth, kerneltest.Bridge)
 	w := &world{host: kerneltest.NewNS(t)}
 	w.pod, w.podPath = kerneltest.NewNamedNS(t)
-	w.d = bridge.New(bridge.Config{HostNS: w.host})
+	w.d = drivertest.Finishing(bridge.New(bridge.Config{HostNS: w.host}))
 	return w
 }
 

@@ -61,7 +61,7 @@ func victim(text string, subjects []Subject) error {
 	}
 	for _, sub := range subjects {
 		if sub.Type == o.Type {
-			d := sub.New(node)
+			d := Finishing(sub.New(node))
 			fmt.Println("now")
 			_, err = d.Attach(context.Background(), s)
 			return err

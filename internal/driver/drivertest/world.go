@@ -51,7 +51,7 @@ func NewWorld(t testing.TB, s Subject) *World {
 	if s.Node != nil {
 		s.Node(t, w.Node)
 	}
-	w.Driver = s.New(w.Node)
+	w.Driver = Finishing(s.New(w.Node))
 	return w
 }
 

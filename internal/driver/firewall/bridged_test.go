@@ -13,6 +13,7 @@ import (
 
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/driver/bridge"
+	"braid.dev/braid/internal/driver/drivertest"
 	"braid.dev/braid/internal/driver/firewall"
 	"braid.dev/braid/internal/driver/tuning"
 	"braid.dev/braid/internal/kerneltest"
@@ -45,7 +46,7 @@ func newSegment(t *testing.T, keys string) *segment {
 	if g.vlan {
 		keys += `,"vlan":2001`
 	}
-	d := bridge.New(bridge.Config{HostNS: g.node})
+	d := drivertest.Finishing(bridge.New(bridge.Config{HostNS: g.node}))
 	for who, addr := range segmentAddr {
 		ns, path := kerneltest.NewNamedNS(t)
 		g.at[who] = ns
