@@ -82,7 +82,7 @@ func TestTableOfPodsShowsWhatMissesItsGoal(t *testing.T) {
 		"goal measured if direct took 17.3 ms",
 		"directly at most 2 ms 1.50 ms 1.53 ms",
 		"first native network more at most 3 ms ! 3.50 ms ! 3.56 ms",
-		"of 24 pods began 150 ms",
+		"of 8 pods began 150 ms",
 		"and the pod's status 10.25 ms",
 		"due anyway 3.25 ms",
 		"each further native network at most 3 ms 2.17 ms 2.20 ms",

@@ -118,7 +118,7 @@ func (p pods) comparison(out io.Writer) error {
 	base := p["default/ADD/1"]["p50-ms"]
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "\nfor comparison\t\t\n")
-	fmt.Fprintf(w, "network status: written after the last of 24 pods began\t%.0f ms\t\n", p["native1/status/1"]["p50-ms"])
+	fmt.Fprintf(w, "network status: written after the last of 8 pods began\t%.0f ms\t\n", p["native1/status/1"]["p50-ms"])
 	waits := p["native1-waits/ADD/1"]["p50-ms"]
 	fmt.Fprintf(w, "with waitForNetworkStatus: true: first native network and the pod's status\t%.2f ms\t\n", waits-base)
 	fmt.Fprintf(w, "  beside a status that is due anyway\t%.2f ms\t\n", waits-p["default-waits/ADD/1"]["p50-ms"])

@@ -36,9 +36,12 @@ var (
 const (
 	// parallel is how many pods a kubelet may well start at once.
 	parallel = 16
-	// alone and together are how many pods each side gets in a round, one after
-	// the other and parallel at a time.
-	alone, together = 24, 32
+	// alone and together are how many pods each side gets at once, one after the
+	// other and parallel at a time.
+	alone, together = 8, 32
+	// turns is how often in each round pods come one after the other. More at once
+	// would cost more each: a bridge tells all of its ports of a new one.
+	turns = 3
 	// starts is how often the shim is started alone: its p99 is a goal.
 	starts = 500
 )
@@ -444,7 +447,9 @@ func (w *world) measure(b *testing.B) samples {
 			into = samples{}
 		}
 		for _, s := range w.sides {
-			w.turn(b, s, 1, alone, into)
+			for range turns {
+				w.turn(b, s, 1, alone, into)
+			}
 			w.turn(b, s, parallel, together, into)
 		}
 	}
