@@ -37,10 +37,9 @@ type Interface struct {
 	Sysctl    rtnl.Sysctl
 	// Handle is one in NS that is open already. Nil opens one for each call.
 	Handle *rtnl.Handle
-	// Index is the link's, and MAC its address, when it was just made. Without
-	// them it is looked up by Name.
+	// Index is the link's when it was just made. Without it it is looked up by
+	// Name.
 	Index int
-	MAC   net.HardwareAddr
 	// Up says that SetUp was called.
 	Up bool
 }
@@ -281,9 +280,6 @@ func (i Interface) Announce() error {
 		return err
 	}
 	defer done()
-	if i.Index != 0 && i.MAC != nil {
-		return h.SetMAC(i.Index, i.MAC)
-	}
 	link, err := h.Link(i.Name)
 	if err != nil {
 		return err

@@ -259,7 +259,7 @@ func (a *attachment) iface() driver.Interface {
 // fresh is the interface that has just been made, so that nobody looks it up.
 func (a *attachment) fresh(pod rtnl.Link) driver.Interface {
 	i := a.iface()
-	i.Index, i.MAC = pod.Index, pod.MAC
+	i.Index = pod.Index
 	return i
 }
 
