@@ -280,7 +280,12 @@ func (i Interface) Announce() error {
 		return err
 	}
 	defer done()
-	link, err := h.Link(i.Name)
+	var link rtnl.Link
+	if i.Index != 0 {
+		link, err = h.LinkByIndex(i.Index)
+	} else {
+		link, err = h.Link(i.Name)
+	}
 	if err != nil {
 		return err
 	}

@@ -278,14 +278,24 @@ func (b *bridge) Finish(ctx context.Context, s driver.Spec, res *current.Result)
 	if a.pod == nil {
 		return s.NoNamespace()
 	}
-	host, err := a.host.Link(res.Interfaces[hostIndex].Name)
+	err = a.settle(ctx, res.Interfaces[hostIndex].Name)
+	if errors.Is(err, rtnl.ErrNotFound) {
+		return nil // a plugin behind this one in the chain has taken it elsewhere
+	}
+	return err
+}
+
+// settle does it for the port of that name. A plugin behind this one may have
+// given the other end another name, but not another index.
+func (a *attachment) settle(ctx context.Context, port string) error {
+	host, err := a.host.Link(port)
 	if err == nil && !host.Running {
 		err = a.awaitPort(ctx, host)
 	}
 	if err != nil || !a.layer3() {
 		return err
 	}
-	return a.iface().Announce()
+	return a.fresh(rtnl.Link{Index: host.Parent}).Announce()
 }
 
 func (a *attachment) awaitPort(ctx context.Context, host rtnl.Link) error {

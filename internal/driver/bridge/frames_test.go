@@ -13,8 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"braid.dev/braid/internal/driver"
+	"braid.dev/braid/internal/driver/bridge"
 	"braid.dev/braid/internal/kerneltest"
 	"braid.dev/braid/internal/netns"
+	"braid.dev/braid/internal/rtnl"
 )
 
 // testFrames is an EtherType for experiments (IEEE 802), which nobody else uses.
@@ -195,4 +197,28 @@ func TestNewAddressIsAnnounced(t *testing.T) {
 	ear.next(t, func(f []byte) bool {
 		return binary.BigEndian.Uint16(f[12:]) == unix.ETH_P_IPV6 && len(f) >= 78 && f[54] == unsolicited && bytes.Equal(f[62:78], ipv6[:])
 	})
+}
+
+// A plugin behind the bridge in its chain may rename the interface, or take it
+// out of the namespace, before the bridge finishes.
+func TestAddressOfARenamedInterfaceIsAnnounced(t *testing.T) {
+	w := newWorld(t)
+	other, _ := w.neighbour(t, "other", scenario{keys: `"bridge":"braidbr0"`}.conf())
+	s := w.spec(scenario{keys: `"bridge":"braidbr0"`, ipam: dual}.conf())
+	unfinished := bridge.New(bridge.Config{HostNS: w.host})
+	res, err := unfinished.Attach(t.Context(), s)
+	try(t, err)
+	pod, err := rtnl.Open(s.NetNS)
+	try(t, err)
+	defer pod.Close()
+	link, err := pod.Link(s.IfName)
+	try(t, err)
+	try(t, pod.SetDown(link.Index))
+	try(t, pod.SetName(link.Index, "renamed0"))
+	try(t, pod.SetUp(link.Index))
+	ear := openWire(t, other.NetNS, "net1")
+	try(t, unfinished.(driver.Finisher).Finish(t.Context(), s, res))
+	ear.next(t, func(f []byte) bool { return binary.BigEndian.Uint16(f[12:]) == unix.ETH_P_ARP })
+	try(t, pod.Del(link.Index))
+	try(t, unfinished.(driver.Finisher).Finish(t.Context(), s, res))
 }
