@@ -13,7 +13,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"time"
 
@@ -175,38 +174,24 @@ func intents(sb store.Sandbox, p plan.Plan) []store.Record {
 // kernel gives the number of a namespace that is gone to the next one, so the
 // same identity may be another, empty namespace.
 func allThere(ns *netns.NS, done []Attached) (bool, error) {
-	if ns == nil {
-		return true, nil
+	pod, err := openPod(ns)
+	if pod == nil {
+		return err == nil, err
 	}
-	links, err := linksOf(ns)
-	if err != nil {
-		return false, err
-	}
+	defer pod.Close()
 	for _, d := range done {
 		for _, link := range d.Result.Interfaces {
-			if _, ok := links[link.Name]; !ok && link.Sandbox != "" {
+			if link.Sandbox == "" {
+				continue
+			}
+			if _, err := pod.Link(link.Name); errors.Is(err, rtnl.ErrNotFound) {
 				return false, nil
+			} else if err != nil {
+				return false, err
 			}
 		}
 	}
 	return true, nil
-}
-
-// linksOf lists the namespace's interfaces by name.
-func linksOf(ns *netns.NS) (map[string]net.Interface, error) {
-	var list []net.Interface
-	err := ns.Do(func() (err error) {
-		list, err = net.Interfaces()
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the container's interfaces: %w", err)
-	}
-	links := map[string]net.Interface{}
-	for _, l := range list {
-		links[l.Name] = l
-	}
-	return links, nil
 }
 
 // namesAreFree refuses a plan whose interface names are taken before anything

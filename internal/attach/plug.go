@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"braid.dev/braid/internal/netns"
 	"braid.dev/braid/internal/plan"
 	"braid.dev/braid/internal/rtnl"
 	"braid.dev/braid/internal/store"
@@ -46,7 +45,7 @@ func (a *Attacher) Plug(ctx context.Context, containerID, ifName string, at plan
 	pr := progress{records: []store.Record{{Sandbox: last.Sandbox, Index: last.Index + 1, Attachment: at, Plugged: true}}}
 	err = a.Store.Begin(ctx, pr.records)
 	if err == nil {
-		err = a.plug(ctx, &pr, reach)
+		err = a.plug(ctx, &pr, reach, pod)
 	}
 	if err == nil {
 		err = pr.overlaps(records)
@@ -58,9 +57,10 @@ func (a *Attacher) Plug(ctx context.Context, containerID, ifName string, at plan
 }
 
 // plug attaches the one attachment of pr and stores its result.
-func (a *Attacher) plug(ctx context.Context, pr *progress, reach Reach) error {
+func (a *Attacher) plug(ctx context.Context, pr *progress, reach Reach, pod *rtnl.Handle) error {
 	c := a.chain(pr.records[0], reach)
-	before, err := defaultsIn(reach.NS)
+	c.pod = pod
+	before, err := defaults(pod)
 	if err != nil {
 		return c.aboutRoutes(err)
 	}
@@ -73,7 +73,7 @@ func (a *Attacher) plug(ctx context.Context, pr *progress, reach Reach) error {
 		return err
 	}
 	pr.done = []Attached{c.attached(result)}
-	dropped, err := keepDefaults(reach.NS, before)
+	dropped, err := keepDefaults(pod, before)
 	if err != nil {
 		return c.aboutRoutes(err)
 	}
@@ -109,31 +109,10 @@ func (pr *progress) overlaps(records []store.Record) error {
 	return nil
 }
 
-// defaultsIn are the pod's default routes, none without a namespace.
-func defaultsIn(ns *netns.NS) ([]rtnl.Route, error) {
-	if ns == nil {
-		return nil, nil
-	}
-	h, err := rtnl.Open(ns)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	return defaults(h)
-}
-
 // keepDefaults makes the default routes of a pod that runs what they were
 // before a network was attached to it. In a family in which there were none,
 // those that came stay.
-func keepDefaults(ns *netns.NS, before []rtnl.Route) (dropped []rtnl.Route, err error) {
-	if ns == nil {
-		return nil, nil
-	}
-	h, err := rtnl.Open(ns)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
+func keepDefaults(h *rtnl.Handle, before []rtnl.Route) (dropped []rtnl.Route, err error) {
 	after, err := defaults(h)
 	if err != nil {
 		return nil, err

@@ -53,8 +53,12 @@ func liftDefaults(h *rtnl.Handle) ([]rtnl.Route, error) {
 }
 
 // defaults are the default routes of the main table, but for those that the
-// kernel makes itself, of router advertisements.
+// kernel makes itself, of router advertisements. Without a namespace there are
+// none.
 func defaults(h *rtnl.Handle) ([]rtnl.Route, error) {
+	if h == nil {
+		return nil, nil
+	}
 	all, err := h.Routes()
 	if err != nil {
 		return nil, err
