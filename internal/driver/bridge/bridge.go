@@ -55,11 +55,7 @@ type bridge struct {
 
 // Attach implements driver.Driver.
 func (b *bridge) Attach(ctx context.Context, s driver.Spec) (*current.Result, error) {
-	c, err := parse(s)
-	if err != nil {
-		return nil, err
-	}
-	a, err := b.open(c, s)
+	a, err := b.ready(s)
 	if err != nil {
 		return nil, err
 	}
@@ -67,12 +63,12 @@ func (b *bridge) Attach(ctx context.Context, s driver.Spec) (*current.Result, er
 	if err := a.claimName(ctx); err != nil {
 		return nil, err
 	}
-	b.enter(c.Bridge)
+	b.enter(a.Bridge)
 	res, err := a.build(ctx)
 	if err != nil {
 		err = driver.Undo(ctx, err, a.remove)
 	}
-	return res, errors.Join(err, b.leave(a.host, c.Bridge, err != nil))
+	return res, errors.Join(err, b.leave(a.host, a.Bridge, err != nil))
 }
 
 // Detach implements driver.Driver.
@@ -98,6 +94,15 @@ type attachment struct {
 	spec driver.Spec
 	host *rtnl.Handle
 	pod  *rtnl.Handle // nil when the namespace is gone
+}
+
+// ready opens an attachment by its own configuration.
+func (b *bridge) ready(s driver.Spec) (*attachment, error) {
+	c, err := parse(s)
+	if err != nil {
+		return nil, err
+	}
+	return b.open(c, s)
 }
 
 func (b *bridge) open(c conf, s driver.Spec) (*attachment, error) {
@@ -266,15 +271,14 @@ func (a *attachment) fresh(pod rtnl.Link) driver.Interface {
 // Finish implements driver.Finisher: it waits until the bridge forwards what the
 // container sends, and then tells the neighbours of its addresses.
 func (b *bridge) Finish(ctx context.Context, s driver.Spec, res *current.Result) error {
-	c, err := parse(s)
-	if err != nil || c.NoContainerLink {
-		return err
-	}
-	a, err := b.open(c, s)
+	a, err := b.ready(s)
 	if err != nil {
 		return err
 	}
 	defer a.close()
+	if a.NoContainerLink {
+		return nil
+	}
 	if a.pod == nil {
 		return s.NoNamespace()
 	}

@@ -14,11 +14,7 @@ import (
 
 // Check implements driver.Driver.
 func (b *bridge) Check(ctx context.Context, s driver.Spec) error {
-	c, err := parse(s)
-	if err != nil {
-		return err
-	}
-	a, err := b.open(c, s)
+	a, err := b.ready(s)
 	if err != nil {
 		return err
 	}
