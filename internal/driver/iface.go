@@ -58,27 +58,27 @@ func (i Interface) handle() (h *rtnl.Handle, done func(), err error) {
 // SetUp brings the link up before it is known what it will carry, so that what
 // the kernel has to do for that is done while somebody finds out.
 func (i Interface) SetUp() error {
-	h, done, err := i.handle()
+	h, index, done, err := i.open()
 	if err != nil {
 		return err
 	}
 	defer done()
-	index, err := i.index(h)
-	if err != nil {
-		return err
-	}
 	if err := i.prepare(carried{}); err != nil {
 		return err
 	}
 	return h.SetUp(index)
 }
 
-func (i Interface) index(h *rtnl.Handle) (int, error) {
-	if i.Index != 0 {
-		return i.Index, nil
+// open returns what handle does, and the link's index.
+func (i Interface) open() (h *rtnl.Handle, index int, done func(), err error) {
+	if h, done, err = i.handle(); err != nil || i.Index != 0 {
+		return h, i.Index, done, err
 	}
 	link, err := h.Link(i.Name)
-	return link.Index, err
+	if err != nil {
+		done()
+	}
+	return h, link.Index, done, err
 }
 
 // Configure gives the link the addresses and routes of res that belong to it,
@@ -93,15 +93,11 @@ func (i Interface) Configure(ctx context.Context, res *current.Result) error {
 	if err != nil {
 		return err
 	}
-	h, done, err := i.handle()
+	h, index, done, err := i.open()
 	if err != nil {
 		return err
 	}
 	defer done()
-	index, err := i.index(h)
-	if err != nil {
-		return err
-	}
 	if err := i.prepare(want); err != nil {
 		return err
 	}
@@ -275,21 +271,16 @@ func (i Interface) settle(ctx context.Context, h *rtnl.Handle, index int) error 
 // it once frames can leave: what the kernel sends by itself when Configure
 // brings the link up is lost where a bridge port is not forwarding yet.
 func (i Interface) Announce() error {
-	h, done, err := i.handle()
+	h, index, done, err := i.open()
 	if err != nil {
 		return err
 	}
 	defer done()
-	var link rtnl.Link
-	if i.Index != 0 {
-		link, err = h.LinkByIndex(i.Index)
-	} else {
-		link, err = h.Link(i.Name)
-	}
+	link, err := h.LinkByIndex(index)
 	if err != nil {
 		return err
 	}
-	return h.SetMAC(link.Index, link.MAC)
+	return h.SetMAC(index, link.MAC)
 }
 
 // Check compares the link with what of res it should carry, and names the
