@@ -122,11 +122,7 @@ func (a *Attacher) replay(ctx context.Context, sb store.Sandbox, p plan.Plan, re
 		return nil, nil
 	}
 	if damaged == nil && sameRequest(records, sb, p) {
-		done, err := stored(records)
-		if err != nil {
-			return nil, err
-		}
-		if there, err := allThere(reach.NS, done); there || err != nil {
+		if done, err := a.stillThere(ctx, records, reach); done != nil || err != nil {
 			return done, err
 		}
 	}
@@ -148,6 +144,27 @@ func sameRequest(records []store.Record, sb store.Sandbox, p plan.Plan) bool {
 		}
 	}
 	return true
+}
+
+// stillThere is what complete records came to, nil when an interface of it is
+// gone. What drivers leave to the end is done once more: the daemon may have
+// been killed after the records were stored and before it was done.
+func (a *Attacher) stillThere(ctx context.Context, records []store.Record, reach Reach) ([]Attached, error) {
+	done, err := stored(records)
+	if err != nil {
+		return nil, err
+	}
+	if there, err := allThere(reach.NS, done); !there || err != nil {
+		return nil, err
+	}
+	left, err := a.unfinished(records, reach)
+	if err == nil {
+		err = finish(ctx, left)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return done, nil
 }
 
 func stored(records []store.Record) ([]Attached, error) {

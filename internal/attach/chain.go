@@ -178,6 +178,25 @@ type unfinished struct {
 	result *current.Result
 }
 
+// unfinished is what may be left of attachments whose results are stored.
+func (a *Attacher) unfinished(records []store.Record, reach Reach) (left []unfinished, err error) {
+	for _, r := range records {
+		c := a.chain(r, reach)
+		for i, p := range c.plugins() {
+			f, ok := a.Drivers[p.Type].(driver.Finisher)
+			if !ok {
+				continue
+			}
+			m, err := c.later(i)
+			if err != nil {
+				return nil, c.explain("attach", p, err)
+			}
+			left = append(left, unfinished{c, m, f, m.spec.Prev})
+		}
+	}
+	return left, nil
+}
+
 // finish does what is left, in order.
 func finish(ctx context.Context, left []unfinished) error {
 	for _, u := range left {

@@ -45,3 +45,50 @@ func TestAttachmentThatCannotBeFinishedIsTakenDown(t *testing.T) {
 		t.Errorf("then: %+v, %v", done, err)
 	}
 }
+
+// finishing is a driver that counts what it finished.
+type finishing struct {
+	driver.Finisher
+	times *int
+}
+
+func (f finishing) Finish(ctx context.Context, s driver.Spec, res *current.Result) error {
+	*f.times++
+	return f.Finisher.Finish(ctx, s, res)
+}
+
+// A daemon may be killed when the results are stored and the neighbours have not
+// been told. The shim asks the next one again.
+func TestRepeatedAddFinishesWhatMayBeLeft(t *testing.T) {
+	p := newPod(t)
+	planned, err := p.plan("pods4", "lan")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := p.Drivers["bridge"]
+	times := 0
+	p.Drivers["bridge"] = finishing{whole.(driver.Finisher), &times}
+	first, err := p.Add(t.Context(), p.sandbox(), planned, Reach{NS: p.ns})
+	if err != nil || times != len(first) {
+		t.Fatalf("finished %d of %d: %v", times, len(first), err)
+	}
+	ways := map[string]func() ([]Attached, error){
+		"Add":   func() ([]Attached, error) { return p.Add(t.Context(), p.sandbox(), planned, Reach{NS: p.ns}) },
+		"Again": func() ([]Attached, error) { return p.Again(t.Context(), p.sandbox(), Reach{NS: p.ns}) },
+	}
+	before := p.observe()
+	for way, ask := range ways {
+		times = 0
+		p.Drivers["bridge"] = finishing{whole.(driver.Finisher), &times}
+		if again, err := ask(); err != nil || len(again) != len(first) || times != len(first) {
+			t.Errorf("%s finished %d of %d: %v", way, times, len(first), err)
+		}
+		p.Drivers["bridge"] = unheard{whole}
+		if _, err := ask(); !errors.Is(err, errUnheard) {
+			t.Errorf("%s = %v, want %v", way, err, errUnheard)
+		}
+	}
+	if after := p.observe(); after != before {
+		t.Errorf("the namespace was\n%s\nand is\n%s", before, after)
+	}
+}

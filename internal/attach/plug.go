@@ -194,24 +194,20 @@ func Unfinished(r store.Record) bool { return r.Leaving || r.Plugged && !r.Compl
 
 // Again answers a request that is repeated: when the same request attached the
 // sandbox before, and whatever was changed since is complete, it returns what
-// the sandbox has. Otherwise ok is false.
-func (a *Attacher) Again(sb store.Sandbox, reach Reach) (done []Attached, ok bool, err error) {
+// the sandbox has, nil otherwise.
+func (a *Attacher) Again(ctx context.Context, sb store.Sandbox, reach Reach) ([]Attached, error) {
 	records, err := a.Store.Sandbox(sb.ContainerID, sb.IfName)
 	var damaged *store.DamagedError
 	if errors.As(err, &damaged) {
-		return nil, false, nil
+		return nil, nil
 	}
 	if err != nil || len(records) == 0 {
-		return nil, false, err
+		return nil, err
 	}
 	for _, r := range records {
 		if !r.InUse() || r.Rebuilt || r.Sandbox.NSID != sb.NSID || r.Sandbox.Args != sb.Args {
-			return nil, false, nil
+			return nil, nil
 		}
 	}
-	if done, err = stored(records); err != nil {
-		return nil, false, err
-	}
-	ok, err = allThere(reach.NS, done)
-	return done, ok, err
+	return a.stillThere(ctx, records, reach)
 }

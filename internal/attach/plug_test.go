@@ -131,7 +131,7 @@ func TestFailedUnplugIsThePodsNoLongerAndIsTriedAgain(t *testing.T) {
 	if err := m.Check(t.Context(), "c", "eth0", m.reach()); err != nil {
 		t.Errorf("the pod is held responsible for what is being taken away: %v", err)
 	}
-	if _, ok, err := m.Again(sandbox("c"), m.reach()); ok || err != nil {
+	if done, err := m.Again(t.Context(), sandbox("c"), m.reach()); done != nil || err != nil {
 		t.Errorf("a half removed sandbox is as it was: %v", err)
 	}
 	delete(m.broken, "detach c/net1/two")
@@ -158,16 +158,16 @@ func TestRepeatedAddOfAChangedSandboxFindsWhatItHas(t *testing.T) {
 	}
 	m.boot(t)
 	m.takeLog()
-	done, ok, err := m.Again(sandbox("c"), m.reach())
-	if err != nil || !ok || len(done) != 3 || done[0].IfName != "eth0" || done[1].IfName != "net2" || done[2].IfName != "net3" {
-		t.Errorf("%+v, %v, %v", done, ok, err)
+	done, err := m.Again(t.Context(), sandbox("c"), m.reach())
+	if err != nil || len(done) != 3 || done[0].IfName != "eth0" || done[1].IfName != "net2" || done[2].IfName != "net3" {
+		t.Errorf("%+v, %v", done, err)
 	}
 	other := sandbox("c")
 	other.NSID.Ino++
-	if _, ok, err := m.Again(other, m.reach()); ok || err != nil {
+	if done, err := m.Again(t.Context(), other, m.reach()); done != nil || err != nil {
 		t.Errorf("another namespace is the same: %v", err)
 	}
-	if _, ok, err := m.Again(sandbox("d"), m.reach()); ok || err != nil {
+	if done, err := m.Again(t.Context(), sandbox("d"), m.reach()); done != nil || err != nil {
 		t.Errorf("another container is the same: %v", err)
 	}
 	if log := m.takeLog(); len(log) != 0 {
@@ -278,9 +278,9 @@ func TestPlugKeepsTheDefaultRoutesOfAPodThatRuns(t *testing.T) {
 			if diff := cmp.Diff(c.want, p.defaults()); diff != "" {
 				t.Errorf("default routes (-want +kernel):\n%s", diff)
 			}
-			again, ok, err := p.Again(p.sandbox(), Reach{NS: p.ns})
-			if !ok || err != nil {
-				t.Fatalf("%v, %v", ok, err)
+			again, err := p.Again(t.Context(), p.sandbox(), Reach{NS: p.ns})
+			if again == nil || err != nil {
+				t.Fatalf("%v, %v", again, err)
 			}
 			for from, list := range map[string][]Attached{"results": append(done, plugged), "records": again} {
 				results, statuses := told(list)

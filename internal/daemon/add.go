@@ -101,8 +101,8 @@ func (d *Daemon) attachNew(ctx context.Context, r request, sb store.Sandbox) ([]
 // pod asks for, this is what it has, however it came to that. It may have been
 // changed while it ran. Otherwise done is nil, and Add knows what to do.
 func (d *Daemon) again(ctx context.Context, sb store.Sandbox, reach attach.Reach) (done []attach.Attached, err error) {
-	done, ok, err := d.Attacher.Again(sb, reach)
-	if err != nil || !ok {
+	done, err = d.Attacher.Again(ctx, sb, reach)
+	if err != nil || done == nil {
 		return nil, err
 	}
 	if c, err := d.changeOf(ctx, sb, sb.Pod, attachmentsOf(done)); err != nil || !c.Nothing() {

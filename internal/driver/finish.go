@@ -12,6 +12,8 @@ import (
 type Finisher interface {
 	Driver
 	// Finish does it for the Spec of an Attach that returned res. It leaves
-	// nothing that Detach does not remove, also on error.
+	// nothing that Detach does not remove, also on error. When the request is
+	// repeated, it is done again, and res is what the whole chain came to, of
+	// which other plugins may have changed or removed any part.
 	Finish(ctx context.Context, s Spec, res *current.Result) error
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -282,7 +283,13 @@ func (b *bridge) Finish(ctx context.Context, s driver.Spec, res *current.Result)
 	if a.pod == nil {
 		return s.NoNamespace()
 	}
-	err = a.settle(ctx, res.Interfaces[hostIndex].Name)
+	port := slices.IndexFunc(res.Interfaces, func(i *current.Interface) bool {
+		return i.Sandbox == "" && i.Name != a.Bridge
+	})
+	if port < 0 {
+		return nil
+	}
+	err = a.settle(ctx, res.Interfaces[port].Name)
 	if errors.Is(err, rtnl.ErrNotFound) {
 		return nil // a plugin behind this one in the chain has taken it elsewhere
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -220,5 +221,22 @@ func TestAddressOfARenamedInterfaceIsAnnounced(t *testing.T) {
 	try(t, unfinished.(driver.Finisher).Finish(t.Context(), s, res))
 	ear.next(t, func(f []byte) bool { return binary.BigEndian.Uint16(f[12:]) == unix.ETH_P_ARP })
 	try(t, pod.Del(link.Index))
+	try(t, unfinished.(driver.Finisher).Finish(t.Context(), s, res))
+}
+
+// A repeated request is finished with what the whole chain came to, and a plugin
+// behind the bridge may have made anything of its interfaces.
+func TestAddressIsAnnouncedByTheResultOfTheWholeChain(t *testing.T) {
+	w := newWorld(t)
+	other, _ := w.neighbour(t, "other", scenario{keys: `"bridge":"braidbr0"`}.conf())
+	s := w.spec(scenario{keys: `"bridge":"braidbr0"`, ipam: dual}.conf())
+	unfinished := bridge.New(bridge.Config{HostNS: w.host})
+	res, err := unfinished.Attach(t.Context(), s)
+	try(t, err)
+	slices.Reverse(res.Interfaces)
+	ear := openWire(t, other.NetNS, "net1")
+	try(t, unfinished.(driver.Finisher).Finish(t.Context(), s, res))
+	ear.next(t, func(f []byte) bool { return binary.BigEndian.Uint16(f[12:]) == unix.ETH_P_ARP })
+	res.Interfaces = nil
 	try(t, unfinished.(driver.Finisher).Finish(t.Context(), s, res))
 }

@@ -13,9 +13,9 @@ import (
 	"braid.dev/braid/internal/rtnl"
 )
 
-// hostIndex and containerIndex are where the two ends are in a result's
-// interfaces, behind the bridge.
-const hostIndex, containerIndex = 1, 2
+// containerIndex is where the container's end is in a result's interfaces, behind
+// the bridge and the node's end.
+const containerIndex = 2
 
 // gateways completes res as far as the configuration asks for it (each
 // address belongs to the container's end; missing gateways are the first
