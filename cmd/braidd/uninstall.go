@@ -206,7 +206,8 @@ func (u uninstallation) remove() error {
 }
 
 // empty removes what is in a directory but for some names, and the directory
-// when nothing is left in it and it is no mount point.
+// when nothing is left in it and it is no mount point. (Of one below a root that
+// cannot be written, as in a container, the kernel says just that.)
 func empty(dir string, but ...string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -222,8 +223,10 @@ func empty(dir string, but ...string) error {
 		}
 	}
 	err = os.Remove(dir)
-	if errors.Is(err, syscall.EBUSY) || errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, fs.ErrExist) {
-		err = nil
+	for _, stays := range []error{syscall.EBUSY, syscall.EROFS, syscall.ENOTEMPTY, fs.ErrExist} {
+		if errors.Is(err, stays) {
+			err = nil
+		}
 	}
 	return errors.Join(append(errs, err)...)
 }

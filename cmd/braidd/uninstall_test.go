@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"braid.dev/braid/internal/confdir"
@@ -13,10 +14,20 @@ import (
 
 func (n *node) uninstall(more ...string) (string, error) {
 	n.t.Helper()
-	cmd := exec.Command(filepath.Join(n.programs, "braidd"), append([]string{
-		"uninstall", "--run-dir=" + n.path("run"), "--state-dir=" + n.path("state"), "--cni-conf-dir=" + n.path("conf"),
-		"--cni-bin-dir=" + n.path("bin"), "--shim-dir=" + n.path("bin"),
-	}, more...)...)
+	command := append(n.uninstallCommand(), more...)
+	return n.ran(exec.Command(command[0], command[1:]...))
+}
+
+func (n *node) uninstallCommand() []string {
+	return []string{
+		filepath.Join(n.programs, "braidd"), "uninstall", "--run-dir=" + n.path("run"), "--state-dir=" + n.path("state"),
+		"--cni-conf-dir=" + n.path("conf"), "--cni-bin-dir=" + n.path("bin"), "--shim-dir=" + n.path("bin"),
+	}
+}
+
+// ran runs cmd on the node and returns all it printed.
+func (n *node) ran(cmd *exec.Cmd) (string, error) {
+	n.t.Helper()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := n.ns.Do(cmd.Start)
@@ -147,5 +158,31 @@ func TestUninstallKeepsTheStateOfAMigration(t *testing.T) {
 	}
 	if left := n.files("conf"); len(left) > 0 {
 		t.Errorf("conf dir: %v", left)
+	}
+}
+
+// As in its DaemonSet: the directories are mounts in a container whose root
+// cannot be written.
+func TestUninstallFromAContainerEmptiesItsMounts(t *testing.T) {
+	n := newNode(t)
+	n.write("conf/10-default.conflist", n.bridgeNetwork(""), 0o644)
+	n.write("bin/braid-cni", "the shim", 0o755)
+	n.start(true)
+	n.newPod("c1").ok("ADD")
+	n.kill()
+	const container = `root=$1; shift
+		mount --bind "$root" "$root"
+		for d in run state conf bin; do mount --bind "$root/$d" "$root/$d"; done
+		mount -o remount,bind,ro "$root"
+		exec "$@"`
+	cmd := exec.Command("sh", append([]string{"-ec", container, "container", n.path(".")}, n.uninstallCommand()...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := n.ran(cmd); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for dir, want := range map[string]int{"conf": 1, "bin": 0, "run": 0, "state": 0} {
+		if left := n.files(dir); len(left) != want {
+			t.Errorf("%s: %v", dir, left)
+		}
 	}
 }
