@@ -17,8 +17,8 @@ import (
 
 // TestCluster walks one lab whose nodes have kernels of their own through
 // everything that takes a real kubelet: the demo, the commands of the
-// documentation, braidd killed, pods deleted; and what takes those kernels:
-// ipvlan.
+// documentation, braidd killed, pods deleted; what takes those kernels: ipvlan;
+// and the end, Braid removed.
 func TestCluster(t *testing.T) {
 	if os.Getenv("BRAID_TIER") != "cluster" {
 		t.Skip("needs a lab: make test-cluster")
@@ -34,6 +34,7 @@ func TestCluster(t *testing.T) {
 		{"braidd killed", s.killed},
 		{"deleted", s.deleted},
 		{"ipvlan", s.ipvlanAcrossNodes},
+		{"removed", s.removed},
 	} {
 		if !t.Run(step.name, step.run) {
 			t.FailNow() // each step builds on the one before
@@ -235,21 +236,48 @@ func (s *scenario) nothingLeftOn(t *testing.T, node string) {
 	}
 }
 
-// documentedCommands runs the command blocks of docs/vlan.md as they stand.
+// documentedCommands runs the command blocks of pages as they stand.
 func (s *scenario) documentedCommands(t *testing.T) {
-	for _, page := range []string{"docs/vlan.md", "docs/hotplug.md"} {
-		text, err := os.ReadFile(filepath.Join(s.Root, page))
-		if err != nil {
-			t.Fatal(err)
+	s.follow(t, "docs/vlan.md")
+	s.follow(t, "docs/hotplug.md")
+}
+
+// removed takes Braid off the nodes by the command blocks of docs/install.md. A
+// pod that has nothing but the default network keeps it and ends as any other,
+// and so does one that starts then.
+func (s *scenario) removed(t *testing.T) {
+	s.kubectl(t, "delete", "pod", "one", "two")
+	_, two := s.twoPods(t, "node1", "node2", "")
+	s.follow(t, "docs/install.md")
+	for _, node := range s.lab.Nodes() {
+		left := s.on(t, node, "find /etc/cni/net.d /opt/cni/bin -name '*braid*'; find /run/braid /var/lib/braid -mindepth 1")
+		if left != "" {
+			t.Errorf("left on %s:\n%s", node, left)
 		}
-		blocks := shellBlocks(string(text))
-		if len(blocks) == 0 {
-			t.Errorf("%s has no commands", page)
-		}
-		for _, block := range blocks {
-			if out, err := s.shell(t.Context(), block); err != nil {
-				t.Errorf("%s: %v\n%s\n%s", page, err, block, out)
-			}
+	}
+	s.pings(t, "eth0", two.address["eth0"])
+	s.kubectl(t, "delete", "pod", "one", "two")
+	for _, node := range s.lab.Nodes() {
+		s.nothingLeftOn(t, node)
+	}
+	_, two = s.twoPods(t, "node1", "node2", "")
+	s.pings(t, "eth0", two.address["eth0"])
+}
+
+// follow runs the command blocks of a page.
+func (s *scenario) follow(t *testing.T, page string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.Root, page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := shellBlocks(string(text))
+	if len(blocks) == 0 {
+		t.Errorf("%s has no commands", page)
+	}
+	for _, block := range blocks {
+		if out, err := s.shell(t.Context(), block); err != nil {
+			t.Errorf("%s: %v\n%s\n%s", page, err, block, out)
 		}
 	}
 }
