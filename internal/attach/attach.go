@@ -408,10 +408,10 @@ func (a *Attacher) rollback(ctx context.Context, pr progress, reach Reach) error
 }
 
 // noteFailure remembers that an attachment could not be taken down because a
-// program would not, for takeDown to give it up one day. Whatever else was in
-// the way may be gone next time.
+// program would not, or because of what was guessed of it, for takeDown to give
+// it up one day. Whatever else was in the way may be gone next time.
 func (a *Attacher) noteFailure(ctx context.Context, r store.Record, err error) error {
-	if r.Complete() || !onlyStubborn(err) {
+	if r.Certain() || !onlyStubborn(err) {
 		return nil
 	}
 	r.FailedDels++
@@ -465,8 +465,9 @@ type Deleted struct {
 // is attempted; what could not be removed keeps its record, so that the
 // runtime's next DEL goes on from there. A sandbox without records is no error.
 //
-// What damaged records spoke of is unknown. Del releases the addresses that the
-// container still holds where that can be found out without a configuration.
+// What damaged records spoke of is unknown, or was guessed. Del releases the
+// addresses that the container still holds where that can be found out without a
+// configuration.
 //
 // One thing is given up: a program that never finished ADD, and then failed or
 // hung when it was asked to DEL, is asked once more and no third time. A pod
@@ -479,10 +480,10 @@ func (a *Attacher) Del(ctx context.Context, containerID, ifName string, reach Re
 	}
 	d.Records = len(records)
 	err = a.takeDown(ctx, records, &d, reach)
-	if d.Damaged == nil {
-		return d, err
+	if d.Damaged != nil || slices.ContainsFunc(records, func(r store.Record) bool { return r.Guessed }) {
+		err = errors.Join(err, a.Sweep(ctx, containerID))
 	}
-	if err = errors.Join(err, a.Sweep(ctx, containerID)); err == nil {
+	if d.Damaged != nil && err == nil {
 		d.Kept = errors.Join(d.Kept, a.forget(ctx, d.Damaged.Keys))
 	}
 	return d, err

@@ -258,30 +258,30 @@ func (c chain) detach(ctx context.Context, n int) error {
 
 func (c chain) detachOne(ctx context.Context, i int) error {
 	m, err := c.later(i)
-	if err != nil {
-		return err
+	if err == nil {
+		err = Safely(func() error { return m.driver.Detach(ctx, m.spec) })
 	}
-	err = Safely(func() error { return m.driver.Detach(ctx, m.spec) })
-	if err == nil || !m.foreign || c.record.Complete() {
+	if err == nil || c.record.Certain() || !m.foreign && !c.record.Guessed {
 		return err
 	}
 	var notRun *exec.NotRunError
 	var lost *exec.LostError
+	_, asksHost := c.attacher.Needs([]store.Record{c.record})
 	switch {
 	case errors.As(err, &notRun) && notRun.Temporary, errors.As(err, &lost):
 		return err
-	case notRun != nil:
+	case notRun != nil && !c.record.Guessed:
 		// ADD came to no result, and the program that cannot be run now most
 		// likely is why. If it runs later, it had nothing to remove.
 		return nil
-	case ctx.Err() == nil && c.reach.Host != nil:
+	case ctx.Err() == nil && (c.reach.Host != nil || !asksHost):
 		return &stubbornError{err}
 	}
 	return err
 }
 
 // stubbornError is a program that ran, and failed to DEL what its ADD had not
-// finished.
+// finished; or any plugin that fails to DEL what was only guessed.
 type stubbornError struct{ err error }
 
 func (e *stubbornError) Error() string { return e.err.Error() }

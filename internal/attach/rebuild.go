@@ -11,6 +11,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/utils"
 
 	"braid.dev/braid/internal/driver"
 	"braid.dev/braid/internal/netns"
@@ -54,7 +55,8 @@ type Lost struct {
 // store is changed.
 //
 // A damaged record of a network that the pod would not get today is taken for
-// what can be read of it. One that says nothing at all stays damaged.
+// what can be read of it, if the container shows that or the sandbox ends. Any
+// other stays damaged, for another attempt when more is known.
 func (a *Attacher) Rebuild(ctx context.Context, l Lost, reach Reach) ([]store.Record, error) {
 	good, err := a.Store.Sandbox(l.Sandbox.ContainerID, l.Sandbox.IfName)
 	var damaged *store.DamagedError
@@ -105,11 +107,16 @@ func substitutes(l Lost, good []store.Record, damaged *store.DamagedError, v *vi
 		names[at.IfName] = true
 	}
 	for _, r := range damaged.Guesses {
-		if !names[r.Attachment.IfName] {
-			r.Sandbox, r.Rebuilt = l.Sandbox, true
-			records = append(records, r)
-			names[r.Attachment.IfName] = true
+		// What is damaged may be the name of an attachment that has its
+		// substitute, or will have when its pod is known again. In a sandbox that
+		// ends, taking down what never was harms nobody.
+		likely := l.Ending || v.shows(r.Attachment.IfName) && len(records) < len(damaged.Keys)
+		if !likely || names[r.Attachment.IfName] || utils.ValidateInterfaceName(r.Attachment.IfName) != nil {
+			continue
 		}
+		r.Sandbox, r.Rebuilt, r.Guessed = l.Sandbox, true, true
+		records = append(records, r)
+		names[r.Attachment.IfName] = true
 	}
 	// An interface that is not there was removed in the container, or the pod
 	// was never given it: which one, the number of damaged records says.

@@ -1,10 +1,13 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -51,6 +54,7 @@ func TestSubstitutesOfLostRecords(t *testing.T) {
 		good    []store.Record
 		damaged store.DamagedError
 		view    *view
+		ending  bool
 		want    []string
 	}{
 		"everything, nothing can be seen": {plan: all, want: []string{"0 eth0", "1 net1", "2 net2"}},
@@ -66,7 +70,27 @@ func TestSubstitutesOfLostRecords(t *testing.T) {
 		"no longer asked for": {
 			plan: planOf(network("eth0", "one")), good: []store.Record{recordOf(0, all.Attachments[0])},
 			damaged: store.DamagedError{Keys: keys(1), Guesses: []store.Record{recordOf(1, network("old", "two"))}},
-			want:    []string{"1 old"},
+			view:    sees("eth0", "old"), want: []string{"1 old"},
+		},
+		"its name is what is damaged, and the pod is not known": {
+			plan:    planOf(network("eth0", "one")),
+			damaged: store.DamagedError{Keys: keys(0, 1), Guesses: []store.Record{recordOf(0, network("ath0", "one")), recordOf(1, network("jet1", "two"))}},
+			view:    sees("eth0", "net1"), want: []string{"0 eth0"},
+		},
+		"its name is what is damaged": {
+			plan: all, good: []store.Record{recordOf(0, all.Attachments[0]), recordOf(2, all.Attachments[2])},
+			damaged: store.DamagedError{Keys: keys(1), Guesses: []store.Record{recordOf(1, network("jet1", "one"))}},
+			want:    []string{"1 net1"},
+		},
+		"its name is what is damaged, and it ends": {
+			plan: planOf(network("eth0", "one")), ending: true,
+			damaged: store.DamagedError{Keys: keys(0), Guesses: []store.Record{recordOf(0, network("eth4", "one"))}},
+			want:    []string{"0 eth0", "1 eth4"},
+		},
+		"no name at all": {
+			plan:    planOf(network("eth0", "one")),
+			damaged: store.DamagedError{Keys: keys(0, 1, 2), Guesses: []store.Record{recordOf(1, network("", "one")), recordOf(2, network("../net1", "one"))}},
+			want:    []string{"0 eth0"},
 		},
 		"place taken by a later network": {
 			plan: all, good: []store.Record{recordOf(1, network("plugged", "one"))},
@@ -75,11 +99,49 @@ func TestSubstitutesOfLostRecords(t *testing.T) {
 		"nothing is known": {damaged: store.DamagedError{Keys: keys(0)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := substitutes(Lost{Sandbox: sandbox("c"), Plan: c.plan}, c.good, &c.damaged, c.view)
+			got := substitutes(Lost{Sandbox: sandbox("c"), Plan: c.plan, Ending: c.ending}, c.good, &c.damaged, c.view)
 			if diff := cmp.Diff(c.want, names(got)); diff != "" {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// With any one bit of a record flipped, whatever can still be read of it, a
+// sandbox that lives has the attachments that it had, and no other.
+func TestFlippedBitOfARecordMakesNoAttachmentUp(t *testing.T) {
+	had := planOf(network("eth0", "one"), network("net1", "two+", "program"), network("net2", "two"))
+	var all []store.Record
+	v := &view{}
+	for i, at := range had.Attachments {
+		all = append(all, recordOf(i, at))
+		v.links = append(v.links, rtnl.Link{Index: i + 1, Name: at.IfName})
+	}
+	read := 0
+	for i, r := range all {
+		good := slices.Delete(slices.Clone(all), i, i+1)
+		want := []string{fmt.Sprint(i, " ", r.Attachment.IfName)}
+		data, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for bit := range 8 * len(data) {
+			flipped := bytes.Clone(data)
+			flipped[bit/8] ^= 1 << (bit % 8)
+			damaged := store.DamagedError{Keys: []store.Key{r.Key()}}
+			var guess store.Record
+			if json.Unmarshal(flipped, &guess) == nil && guess.Key() == r.Key() {
+				damaged.Guesses = append(damaged.Guesses, guess)
+				read++
+			}
+			got := substitutes(Lost{Sandbox: sandbox("c"), Plan: had}, good, &damaged, v)
+			if diff := cmp.Diff(want, names(got)); diff != "" {
+				t.Fatalf("%s: %s", flipped, diff)
+			}
+		}
+	}
+	if read == 0 {
+		t.Error("no flipped record could be read")
 	}
 }
 
@@ -110,10 +172,12 @@ func TestRebuiltResultIsWhatTheKernelShows(t *testing.T) {
 	}
 }
 
-// damagedStore is a store that cannot read the records of these places.
+// damagedStore is a store that cannot read the records of these places, but
+// can guess.
 type damagedStore struct {
 	Store
-	places []int
+	places  []int
+	guesses []store.Record
 }
 
 func (d *damagedStore) Sandbox(containerID, ifName string) (good []store.Record, err error) {
@@ -134,6 +198,7 @@ func (d *damagedStore) Sandbox(containerID, ifName string) (good []store.Record,
 	if len(damaged.Keys) == 0 {
 		return good, err
 	}
+	damaged.Guesses = d.guesses
 	return good, errors.Join(err, damaged)
 }
 
@@ -148,7 +213,7 @@ func TestDelOfARebuiltSandboxReleasesEverything(t *testing.T) {
 	if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
 		t.Fatal(err)
 	}
-	m.Attacher.Store = &damagedStore{m.Attacher.Store, []int{1, 2}}
+	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{1, 2}}
 	rebuilt, err := m.Rebuild(t.Context(), Lost{Sandbox: sandbox("c"), Plan: p}, m.reach())
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +239,7 @@ func TestRebuiltSandboxIsAttachedAnewByARepeatedAdd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Attacher.Store = &damagedStore{m.Attacher.Store, []int{0}}
+	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{0}}
 	if _, err := m.Rebuild(t.Context(), Lost{Sandbox: sandbox("c"), Plan: p}, m.reach()); err != nil {
 		t.Fatal(err)
 	}
@@ -207,13 +272,79 @@ func TestAddressesOfUnknownAttachmentsAreSwept(t *testing.T) {
 	if _, err := m.Del(t.Context(), "d", "eth0", m.reach()); err != nil || len(s.swept) > 0 {
 		t.Fatalf("swept %v without a reason, %v", s.swept, err)
 	}
-	m.Attacher.Store = &damagedStore{m.Attacher.Store, []int{0}}
+	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{0}}
 	if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"c"}, s.swept); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// What could be read of a damaged record may be of no attachment that ever was,
+// so a DEL that cannot succeed by it must not keep the pod from ending.
+func TestGuessedAttachmentIsGivenUp(t *testing.T) {
+	broken := errors.New("not like this")
+	for name, c := range map[string]struct {
+		was, guess plan.Attachment
+		broken     map[string]error
+		gaveUp     int
+	}{
+		"right":              {network("net1", "two+", "program"), network("net1", "two+", "program"), nil, 0},
+		"of another name":    {network("net1", "two+"), network("jet1", "two+"), nil, 0},
+		"unknown program":    {network("net1", "two+"), network("net1", "tvo+"), map[string]error{"run tvo": broken}, 1},
+		"program that fails": {network("net1", "two+"), network("net1", "program"), map[string]error{"detach c/net1/program": broken}, 1},
+		"driver that fails":  {network("net1", "two+"), network("net1", "fails"), map[string]error{"detach c/net1/fails": broken}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, t.TempDir())
+			s := &sweeper{addresses: addresses{m.world}}
+			m.IPAM = map[string]ipam.Plugin{"addresses": s}
+			if _, err := m.Add(t.Context(), sandbox("c"), planOf(network("eth0", "one+"), c.was), m.reach()); err != nil {
+				t.Fatal(err)
+			}
+			m.broken = c.broken
+			m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{1}, guesses: []store.Record{recordOf(1, c.guess)}}
+			lost := Lost{Sandbox: sandbox("c"), Plan: planOf(network("eth0", "one+")), Ending: true}
+			if _, err := m.Rebuild(t.Context(), lost, m.reach()); err != nil {
+				t.Fatal(err)
+			}
+			deleted, err := m.Del(t.Context(), "c", "eth0", m.reach())
+			if failed := err != nil; failed != (c.gaveUp > 0) {
+				t.Errorf("first Del = %+v, %v", deleted, err)
+			}
+			if err != nil {
+				if deleted, err = m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+					t.Errorf("second Del = %v", err)
+				}
+			}
+			if len(deleted.GaveUp) != c.gaveUp || len(m.records(t)) > 0 || !slices.Contains(s.swept, "c") {
+				t.Errorf("gave up %v, swept %v, left %+v", deleted.GaveUp, s.swept, m.records(t))
+			}
+		})
+	}
+}
+
+// Nobody who could run a program is no fault of what was guessed.
+func TestGuessedAttachmentWaitsForWhoRunsItsProgram(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := planOf(network("net1", "program"))
+	if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{0}, guesses: []store.Record{recordOf(0, p.Attachments[0])}}
+	if _, err := m.Rebuild(t.Context(), Lost{Sandbox: sandbox("c"), Ending: true}, m.reach()); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := m.Del(t.Context(), "c", "eth0", Reach{}); err == nil {
+			t.Error("a Del without a host succeeded")
+		}
+	}
+	if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
+		t.Error(err)
+	}
+	m.nothingLeft(t)
 }
 
 // forgetful is a store that cannot be written any more.

@@ -59,7 +59,7 @@ func (d *Daemon) logDeleted(r request, deleted attach.Deleted) {
 
 func (d *Daemon) logGaveUp(containerID string, deleted attach.Deleted) {
 	for _, err := range deleted.GaveUp {
-		d.Log.Error("gave up on a plugin that never finished ADD and fails on DEL; it may have left something on the node",
+		d.Log.Error("gave up on a plugin that fails on DEL, of an attachment that was never finished or whose record was damaged; it may have left something on the node",
 			"container", containerID, "err", err)
 	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -129,6 +130,7 @@ var damages = map[string]func(value []byte) []byte{
 	"a list":       func([]byte) []byte { return []byte("[]") },
 	"of tomorrow":  func(v []byte) []byte { return append([]byte{v[0] + 1}, v[1:]...) },
 	"one bit":      func(v []byte) []byte { v[len(v)/2] ^= 4; return v },
+	"another name": func(v []byte) []byte { v[bytes.LastIndex(v, []byte(`"ifName":"`))+10] ^= 4; return v },
 	"something":    func([]byte) []byte { return []byte("\x01\x02\x03 nonsense") },
 	"another type": func(v []byte) []byte { return append(v[:8:8], []byte(`{"sandbox":7,"attachment":"x"}`)...) },
 }

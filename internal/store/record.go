@@ -55,8 +55,11 @@ type Record struct {
 	// Rebuilt says that the record was lost, and made again from what the node
 	// and the cluster knew later. Its result is what the kernel showed then.
 	Rebuilt bool `json:"rebuilt,omitempty"`
+	// Guessed says that the attachment is what could be read of a damaged
+	// record. Any part of it may be wrong, or all of it never have been.
+	Guessed bool `json:"guessed,omitempty"`
 	// FailedDels is how many attempts to take the attachment down have failed
-	// while it was an intent.
+	// while it was an intent, or guessed.
 	FailedDels int `json:"failedDels,omitempty"`
 	// Plugged says that the attachment was added to a pod that ran. When it is
 	// an intent, the daemon finishes or undoes it, not the runtime.
@@ -80,6 +83,10 @@ func (r Record) Key() Key {
 
 // Complete reports whether ADD finished this attachment.
 func (r Record) Complete() bool { return len(r.Result) > 0 }
+
+// Certain reports whether the attachment was there as the record has it, so
+// that whatever fails to take it down has left something of it.
+func (r Record) Certain() bool { return r.Complete() && !r.Guessed }
 
 // InUse reports whether the pod has this attachment: all of it was made, and
 // nobody began to take it away. The network status is made of these.
