@@ -123,6 +123,7 @@ func (p pods) comparison(out io.Writer) error {
 	fmt.Fprintf(w, "with waitForNetworkStatus: true: first native network and the pod's status\t%.2f ms\t\n", waits-base)
 	fmt.Fprintf(w, "  beside a status that is due anyway\t%.2f ms\t\n", waits-p["default-waits/ADD/1"]["p50-ms"])
 	fmt.Fprintf(w, "the API server alone: one write of a status\t%.2f ms\t\n", p["api/status/1"]["p50-ms"])
+	fmt.Fprintf(w, "processor time that others on this machine's host took meanwhile\t%.1f %%\t\n", p["machine/stolen"]["%"])
 	fmt.Fprintf(w, "shim: VERSION, from start to exit\t%.2f ms\t\n", p["shim/VERSION/1"]["p50-ms"])
 	fmt.Fprintf(w, "daemon: memory after its start, and in the moment that 110 pods were added\t%.1f and %.1f MB\t\n", p["daemon/idle"]["MB"], p["daemon/busy"]["MB"])
 	return w.Flush()

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/prometheus/procfs"
 	"golang.org/x/sync/errgroup"
 
 	"braid.dev/braid/internal/netns"
@@ -61,6 +62,7 @@ type side struct {
 // through benchmarks of its own, in the form that internal/bench reads.
 func BenchmarkPods(b *testing.B) {
 	w := newWorld(b)
+	stolen := stealing(b)
 	samples := w.measure(b)
 	for _, s := range w.sides {
 		for _, v := range []string{"ADD", "DEL"} {
@@ -71,12 +73,36 @@ func BenchmarkPods(b *testing.B) {
 			samples[sampleKey{s.name, "status", 1}].report(b, s.name+"/status/1")
 		}
 	}
-	if *only != "" {
-		return
+	if *only == "" {
+		w.reportStatusWrite(b)
+		w.reportShim(b)
 	}
-	w.reportStatusWrite(b)
-	w.reportShim(b)
-	w.reportDaemon(b)
+	b.Run("machine/stolen", func(b *testing.B) {
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(stolen(), "%")
+	})
+	if *only == "" {
+		w.reportDaemon(b)
+	}
+}
+
+// stealing begins to watch how much of the processors' time the machine's own
+// host gives to others, and returns what tells it in percent.
+func stealing(b *testing.B) func() float64 {
+	b.Helper()
+	read := func() (stolen, all float64) {
+		fs, err := procfs.NewDefaultFS()
+		must(b, err)
+		stat, err := fs.Stat()
+		must(b, err)
+		c := stat.CPUTotal // guests are counted as users
+		return c.Steal, c.User + c.Nice + c.System + c.Idle + c.Iowait + c.IRQ + c.SoftIRQ + c.Steal
+	}
+	stolen, all := read()
+	return func() float64 {
+		stolenNow, allNow := read()
+		return 100 * (stolenNow - stolen) / (allNow - all)
+	}
 }
 
 // sample is the times of one verb.

@@ -201,7 +201,7 @@ func TestClusterDelNeedsNothingButTheRecord(t *testing.T) {
 }
 
 // must is for what a test depends on.
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
