@@ -469,9 +469,10 @@ type Deleted struct {
 // addresses that the container still holds where that can be found out without a
 // configuration.
 //
-// One thing is given up: a program that never finished ADD, and then failed or
-// hung when it was asked to DEL, is asked once more and no third time. A pod
-// that names such a plugin could otherwise never be deleted.
+// One thing is given up: a program that never finished ADD, or any plugin of an
+// attachment that was guessed, which then failed or hung when it was asked to
+// DEL, is asked once more and no third time. A pod that names such a plugin could
+// otherwise never be deleted.
 func (a *Attacher) Del(ctx context.Context, containerID, ifName string, reach Reach) (Deleted, error) {
 	var d Deleted
 	records, err := a.Store.Sandbox(containerID, ifName)
