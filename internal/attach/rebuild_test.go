@@ -180,6 +180,11 @@ type damagedStore struct {
 	guesses []store.Record
 }
 
+// lose damages the records of these places, of which guesses is what can be read.
+func (m *machine) lose(places []int, guesses ...store.Record) {
+	m.Attacher.Store = &damagedStore{m.Attacher.Store, places, guesses}
+}
+
 func (d *damagedStore) Sandbox(containerID, ifName string) (good []store.Record, err error) {
 	all, err := d.Store.Sandbox(containerID, ifName)
 	damaged := &store.DamagedError{}
@@ -213,7 +218,7 @@ func TestDelOfARebuiltSandboxReleasesEverything(t *testing.T) {
 	if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
 		t.Fatal(err)
 	}
-	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{1, 2}}
+	m.lose([]int{1, 2})
 	rebuilt, err := m.Rebuild(t.Context(), Lost{Sandbox: sandbox("c"), Plan: p}, m.reach())
 	if err != nil {
 		t.Fatal(err)
@@ -239,7 +244,7 @@ func TestRebuiltSandboxIsAttachedAnewByARepeatedAdd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{0}}
+	m.lose([]int{0})
 	if _, err := m.Rebuild(t.Context(), Lost{Sandbox: sandbox("c"), Plan: p}, m.reach()); err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +277,7 @@ func TestAddressesOfUnknownAttachmentsAreSwept(t *testing.T) {
 	if _, err := m.Del(t.Context(), "d", "eth0", m.reach()); err != nil || len(s.swept) > 0 {
 		t.Fatalf("swept %v without a reason, %v", s.swept, err)
 	}
-	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{0}}
+	m.lose([]int{0})
 	if _, err := m.Del(t.Context(), "c", "eth0", m.reach()); err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +309,7 @@ func TestGuessedAttachmentIsGivenUp(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.broken = c.broken
-			m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{1}, guesses: []store.Record{recordOf(1, c.guess)}}
+			m.lose([]int{1}, recordOf(1, c.guess))
 			lost := Lost{Sandbox: sandbox("c"), Plan: planOf(network("eth0", "one+")), Ending: true}
 			if _, err := m.Rebuild(t.Context(), lost, m.reach()); err != nil {
 				t.Fatal(err)
@@ -332,7 +337,7 @@ func TestGuessedAttachmentWaitsForWhoRunsItsProgram(t *testing.T) {
 	if _, err := m.Add(t.Context(), sandbox("c"), p, m.reach()); err != nil {
 		t.Fatal(err)
 	}
-	m.Attacher.Store = &damagedStore{Store: m.Attacher.Store, places: []int{0}, guesses: []store.Record{recordOf(0, p.Attachments[0])}}
+	m.lose([]int{0}, recordOf(0, p.Attachments[0]))
 	if _, err := m.Rebuild(t.Context(), Lost{Sandbox: sandbox("c"), Ending: true}, m.reach()); err != nil {
 		t.Fatal(err)
 	}
