@@ -254,10 +254,12 @@ func TestArgumentsOfQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.linux = linux{release: "6.1", image: "/k/boot/vmlinuz-6.1", modules: "/k/lib/modules"}
+	c.tscKHz = 2445431
 	got := strings.Join(qemuArgs(c, "/run/x/boot.json"), " ")
 	for _, want := range []string{
 		"/usr/bin/qemu -machine q35 -accel tcg", " -m 300M ", "size=300M,mem-path=/dev/shm,share=on",
 		"-kernel /k/boot/vmlinuz-6.1 -initrd /run/x/initrd", "BRAID_BOOT=/run/x/boot.json BRAID_TTY=/dev/ttyS",
+		"clocksource=tsc tsc_early_khz=2445431 ",
 		"-drive file=/run/d/disk.ext4,format=raw,if=virtio",
 		"-netdev tap,id=net0,ifname=braidtap0,script=no,downscript=no -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
 	} {

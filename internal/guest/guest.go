@@ -79,7 +79,8 @@ type Config struct {
 	// module's source into the user's cache directory.
 	Init string
 
-	linux linux // what QEMU boots, once it is known
+	linux  linux // what QEMU boots, once it is known
+	tscKHz int   // rate of the counter that QEMU's guest has of this machine, once it is known; 0: unknown
 }
 
 // Kernel is a kind of kernel that a guest can run on.

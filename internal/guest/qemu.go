@@ -45,13 +45,10 @@ func qemuArgs(c Config, bootFile string) []string {
 		"-device", "vhost-user-fs-pci,chardev=root,tag=" + control.RootTag,
 		"-chardev", "stdio,id=tty0,signal=off", "-serial", "chardev:tty0",
 		"-kernel", c.linux.image, "-initrd", filepath.Join(c.Dir, initrdName),
-		"-append", strings.Join([]string{
+		"-append", strings.Join(append(clockArgs(c.tscKHz),
 			"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=1",
-			// The kernel takes a moment's delay between two emulated processors for
-			// counters that differ, and would ask an emulated device for the time.
-			"tsc=reliable", "clocksource=tsc",
-			control.BootEnv + "=" + bootFile, control.TTYEnv + "=/dev/ttyS",
-		}, " "),
+			control.BootEnv+"="+bootFile, control.TTYEnv+"=/dev/ttyS",
+		), " "),
 	}
 	for tty := control.TTYStatus; tty <= control.TTYStderr; tty++ {
 		args = append(args,
@@ -67,6 +64,21 @@ func qemuArgs(c Config, bootFile string) []string {
 		args = append(args,
 			"-netdev", fmt.Sprintf("tap,id=net%d,ifname=%s,script=no,downscript=no", i, n.Tap),
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=", i, n.MAC))
+	}
+	return args
+}
+
+// clockArgs make the kernel tell the time by the time stamp counter, whose rate
+// is tscKHz.
+func clockArgs(tscKHz int) []string {
+	// Otherwise a moment's delay of QEMU is taken for a counter that is not to be
+	// trusted, and an emulated device is asked for the time.
+	args := []string{"tsc=reliable", "clocksource=tsc"}
+	if tscKHz != 0 {
+		// It would compare the counter with an emulated timer of the PC's, the PIT,
+		// and believe that one even where the HPET contradicts. On a busy machine
+		// the PIT can be wrong by a factor of 20, and so is the clock from then on.
+		args = append(args, fmt.Sprintf("tsc_early_khz=%d", tscKHz))
 	}
 	return args
 }

@@ -3,6 +3,7 @@ package guest_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"braid.dev/braid/internal/guest"
 	"braid.dev/braid/internal/kerneltest"
@@ -16,6 +17,7 @@ func TestQEMU(t *testing.T) {
 	c, shared := furnished(t, nsPath, "qemu")
 	c.Kernel, c.MemoryMiB = guest.QEMU, 512
 	g := start(t, c)
+	begin := lookAtClock(t, g)
 
 	t.Run("commands", func(t *testing.T) { testCommands(t, g) })
 	t.Run("input", func(t *testing.T) { testInput(t, g) })
@@ -50,6 +52,7 @@ func TestQEMU(t *testing.T) {
 			output(t, g, "sh", "-c", command)
 		}
 	})
+	t.Run("its clock is the machine's", func(t *testing.T) { sameRate(t, begin, lookAtClock(t, g)) })
 	t.Run("nothing is left of it", func(t *testing.T) {
 		stop(t, g, c.Dir)
 		if g.Running() {
@@ -61,4 +64,33 @@ func TestQEMU(t *testing.T) {
 			}
 		}
 	})
+}
+
+// clockLook is what a guest's clock shows at a moment between two of the machine's.
+type clockLook struct {
+	before, after time.Time
+	uptime        time.Duration
+}
+
+func lookAtClock(t *testing.T, g *guest.Guest) (l clockLook) {
+	t.Helper()
+	l.before = time.Now()
+	uptime, _, _ := strings.Cut(output(t, g, "cat", "/proc/uptime"), " ")
+	l.after = time.Now()
+	var err error
+	if l.uptime, err = time.ParseDuration(uptime + "s"); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// sameRate compares the guest's time between two looks with the machine's. It
+// is known within bounds, however slow the guest answers.
+func sameRate(t *testing.T, first, second clockLook) {
+	t.Helper()
+	const grain = 20 * time.Millisecond // hundredths of a second, cut off twice
+	shortest, longest := second.before.Sub(first.after), second.after.Sub(first.before)
+	if d := second.uptime - first.uptime; d < shortest*99/100-grain || d > longest*101/100+grain {
+		t.Errorf("%v by the guest's clock in %v to %v", d, shortest, longest)
+	}
 }

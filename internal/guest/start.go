@@ -149,6 +149,7 @@ func prepare(ctx context.Context, c Config) (Config, error) {
 		if c.linux, err = fetchLinux(ctx); err != nil {
 			return c, err
 		}
+		c.tscKHz = measureTSC()
 	}
 	if c.Init == "" {
 		if c.Init, err = findInit(ctx); err != nil {

@@ -1,0 +1,4 @@
+package guest
+
+// readTSC reads the time stamp counter.
+func readTSC() uint64
