@@ -58,6 +58,12 @@ func (c Config) normalize() (Config, error) {
 	if c.MemoryMiB < minMemoryMiB {
 		return c, fmt.Errorf("%d MiB of memory: a guest needs %d", c.MemoryMiB, minMemoryMiB)
 	}
+	if c.Processors == 0 {
+		c.Processors = 1
+	}
+	if c.Processors < 1 || c.Processors > 1 && c.Kernel != QEMU {
+		return c, fmt.Errorf("%d processors: only under QEMU can there be more than one", c.Processors)
+	}
 	if c.Disk != "" {
 		if c.Disk, err = filepath.Abs(c.Disk); err != nil {
 			return c, err

@@ -35,6 +35,8 @@ func TestABadConfigIsRefusedBeforeAnythingIsMade(t *testing.T) {
 		"no directory":  func(c *Config) { c.Dir = "" },
 		"directory":     func(c *Config) { c.Dir = "/run/x y" },
 		"memory":        func(c *Config) { c.MemoryMiB = 8 },
+		"processors":    func(c *Config) { c.Kernel, c.Processors = QEMU, -1 },
+		"UML's second":  func(c *Config) { c.Processors = 2 },
 		"disk":          func(c *Config) { c.Disk = "/run/a,b" },
 		"share":         func(c *Config) { c.Shares = []Share{{Host: "a", Guest: "/a"}} },
 		"link name":     func(c *Config) { c.NICs[0].Name = "sixteencharsname" },
@@ -257,7 +259,7 @@ func TestArgumentsOfQEMU(t *testing.T) {
 	c.tscKHz = 2445431
 	got := strings.Join(qemuArgs(c, "/run/x/boot.json"), " ")
 	for _, want := range []string{
-		"/usr/bin/qemu -machine q35 -accel tcg", " -m 300M ", "size=300M,mem-path=/dev/shm,share=on",
+		"/usr/bin/qemu -machine q35 -accel tcg", " -smp 1 ", " maxcpus=1 ", " -m 300M ", "size=300M,mem-path=/dev/shm,share=on",
 		"-kernel /k/boot/vmlinuz-6.1 -initrd /run/x/initrd", "BRAID_BOOT=/run/x/boot.json BRAID_TTY=/dev/ttyS",
 		"clocksource=tsc tsc_early_khz=2445431 ",
 		"-drive file=/run/d/disk.ext4,format=raw,if=virtio",

@@ -19,7 +19,7 @@ func TestWhatAGuestHasWrittenOnItsDiskIsThereWhenItStartsAgain(t *testing.T) {
 			c, _ := furnished(t, nsPath, "disk")
 			c.Kernel, c.Disk = tc.kernel, filepath.Join(t.TempDir(), "disk")
 			if tc.kernel == guest.QEMU {
-				c.MemoryMiB = 512
+				c.MemoryMiB, c.Processors = 512, 2
 			}
 			g := start(t, c)
 			// The directories that a node's programs write to, and the rest of the
@@ -39,6 +39,9 @@ func TestWhatAGuestHasWrittenOnItsDiskIsThereWhenItStartsAgain(t *testing.T) {
 				hostname`
 			if got, want := output(t, g, "sh", "-c", look), "kept kept kept kept kept overlay\ndisk"; got != want {
 				t.Errorf("after the restart: %q, want %q", got, want)
+			}
+			if got := output(t, g, "sh", "-c", "nproc; grep -c ^processor /proc/cpuinfo"); tc.kernel == guest.QEMU && got != "2\n2" {
+				t.Errorf("%q processors, want 2 of them known to all", got)
 			}
 		})
 	}

@@ -72,6 +72,13 @@ type Config struct {
 	Sysctls map[string]string
 	// Kernel is what the guest runs on; UML when empty.
 	Kernel Kernel
+	// Processors is how many a guest under QEMU has; one when 0. More make it
+	// faster, and carry a risk: QEMU 7.2 may keep a translation of code that one
+	// processor reads while another changes it. Linux changes its own while it
+	// runs (static keys, by way of int3), and rarely all processors stand for ever
+	// at an int3 that is in memory no longer. Most of that is over when a guest
+	// has booted, for which it uses one.
+	Processors int
 	// Program is the user-mode-linux program, or QEMU's; found on PATH when empty.
 	Program string
 	// Init is the program of internal/guest/init; when empty it is the

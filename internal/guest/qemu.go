@@ -3,7 +3,6 @@ package guest
 import (
 	"fmt"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"braid.dev/braid/internal/guest/control"
@@ -17,8 +16,6 @@ const (
 	// path of a unix socket is limited to 107 bytes.
 	shareSocket = "./virtiofs.sock"
 	initrdName  = "initrd"
-	// maxProcessors is how many the guest gets of the machine's.
-	maxProcessors = 4
 )
 
 // virtiofsdArgs is the server of the host's tree. It is given the listening
@@ -35,7 +32,7 @@ func virtiofsdArgs() []string {
 func qemuArgs(c Config, bootFile string) []string {
 	args := []string{
 		c.Program, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
-		"-smp", fmt.Sprint(min(runtime.NumCPU(), maxProcessors)),
+		"-smp", fmt.Sprint(c.Processors),
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		// virtiofsd reads and writes the guest's memory.
 		"-m", fmt.Sprintf("%dM", c.MemoryMiB),
@@ -47,6 +44,7 @@ func qemuArgs(c Config, bootFile string) []string {
 		"-kernel", c.linux.image, "-initrd", filepath.Join(c.Dir, initrdName),
 		"-append", strings.Join(append(clockArgs(c.tscKHz),
 			"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=1",
+			"maxcpus=1", // at first: Config.Processors
 			control.BootEnv+"="+bootFile, control.TTYEnv+"=/dev/ttyS",
 		), " "),
 	}
@@ -85,7 +83,7 @@ func clockArgs(tscKHz int) []string {
 
 // qemuBoot is what init is told under QEMU.
 func qemuBoot(c Config, b control.Boot) control.Boot {
-	b.ModuleDir, b.Hostfs = c.linux.modules, false
+	b.ModuleDir, b.Hostfs, b.Processors = c.linux.modules, false, c.Processors
 	b.Modules = append([]string{"virtio_net"}, b.Modules...)
 	if b.Disk != nil {
 		b.Disk = &control.Disk{Device: "vda", Modules: []string{"virtio_blk", control.DiskType}}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -33,10 +34,11 @@ var nodeModules = []string{
 
 // A machine is what a guest is given beside its links.
 type machine struct {
-	kernel    guest.Kernel
-	memoryMiB int
-	modules   []string
-	sysctls   map[string]string
+	kernel     guest.Kernel
+	processors int // 0: those that it has
+	memoryMiB  int
+	modules    []string
+	sysctls    map[string]string
 	// disk says that what is written there survives a restart.
 	disk bool
 }
@@ -45,15 +47,27 @@ type machine struct {
 // others, which also sees what its bridges forward, as kube-proxy needs it.
 func (c Config) clusterMachine() machine {
 	return machine{
-		kernel:    c.NodeKernel,
-		memoryMiB: c.NodeMemoryMiB,
-		disk:      c.Disk,
-		modules:   nodeModules,
+		kernel:     c.NodeKernel,
+		processors: processors(c.NodeKernel),
+		memoryMiB:  c.NodeMemoryMiB,
+		disk:       c.Disk,
+		modules:    nodeModules,
 		sysctls: map[string]string{
 			"net.ipv4.ip_forward":                "1",
 			"net.bridge.bridge-nf-call-iptables": "1",
 		},
 	}
+}
+
+// processors is how many a node has of this machine's, where there is a choice.
+// On one, under QEMU, Cilium's agent is ready after two minutes instead of one
+// half, and pods come up too late for anyone who waits for them.
+func processors(kernel guest.Kernel) int {
+	if kernel != guest.QEMU {
+		return 0
+	}
+	const most = 4
+	return min(runtime.NumCPU(), most)
 }
 
 // boot starts the guest of n with its links on the management bridge and the
@@ -70,13 +84,14 @@ func (b *builder) boot(ctx context.Context, n node, m machine) (*guest.Guest, er
 		disk = b.disk(n.Name)
 	}
 	g, err := guest.Start(ctx, guest.Config{
-		Kernel:    m.kernel,
-		Name:      n.Name,
-		MemoryMiB: m.memoryMiB,
-		Dir:       b.guest(n.Name),
-		Disk:      disk,
-		NetNS:     b.netns(),
-		Cgroup:    b.world.group.dir,
+		Kernel:     m.kernel,
+		Processors: m.processors,
+		Name:       n.Name,
+		MemoryMiB:  m.memoryMiB,
+		Dir:        b.guest(n.Name),
+		Disk:       disk,
+		NetNS:      b.netns(),
+		Cgroup:     b.world.group.dir,
 		NICs: []guest.NIC{
 			{Name: mgmtNIC, Tap: n.Tap + "m", Bridge: mgmtBridge, Addr: netip.PrefixFrom(n.Addr, mgmtNet.Bits()), Gateway: mgmtHost},
 			{Name: TrunkNIC, Tap: n.Tap + "t", Bridge: trunk},

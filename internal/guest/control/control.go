@@ -63,8 +63,11 @@ type Boot struct {
 	// Token is what every request to the agent must carry.
 	Token string
 	// CPUMHz is the clock of the host's processor.
-	CPUMHz    string
-	ModuleDir string // holds one directory per kernel release
+	CPUMHz string
+	// Processors is how many the guest uses when it has booted with one; at most
+	// 1: those that it has.
+	Processors int
+	ModuleDir  string // holds one directory per kernel release
 	// Hostfs says that shares are mounted with hostfs, the file system of
 	// user-mode-linux; otherwise they are parts of the root as it is at first.
 	Hostfs  bool

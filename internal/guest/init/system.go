@@ -79,6 +79,9 @@ func boot(b control.Boot) error {
 			return err
 		}
 	}
+	if err := startProcessors(b.Processors); err != nil {
+		return err
+	}
 	if err := writeIdentity(b, release); err != nil {
 		return err
 	}
@@ -210,6 +213,17 @@ func mount(source, target, fstype string, flags uintptr, data string) error {
 	}
 	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", fstype, target, err)
+	}
+	return nil
+}
+
+// startProcessors has the kernel use n processors.
+func startProcessors(n int) error {
+	for i := 1; i < n; i++ {
+		online := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/online", i)
+		if err := os.WriteFile(online, []byte("1"), 0); err != nil {
+			return fmt.Errorf("start processor %d: %w", i, err)
+		}
 	}
 	return nil
 }
