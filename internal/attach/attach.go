@@ -31,7 +31,7 @@ import (
 // Store is what attach needs of package store.
 type Store interface {
 	Begin(ctx context.Context, records []store.Record) error
-	Attached(ctx context.Context, made ...store.Made) error
+	Attached(ctx context.Context, records ...store.Record) error
 	Remove(ctx context.Context, keys ...store.Key) error
 	Rebuild(ctx context.Context, records []store.Record, damaged []store.Key) error
 	Sandbox(containerID, ifName string) ([]store.Record, error)
@@ -269,17 +269,8 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach, pod
 	}
 	// The kernel works while the disk does.
 	stored := make(chan error, 1)
-	go func() { stored <- a.Store.Attached(ctx, made(pr.records...)...) }()
+	go func() { stored <- a.Store.Attached(ctx, pr.records...) }()
 	return errors.Join(finish(ctx, pr.left), <-stored)
-}
-
-// made is what the ADDs of these records came to.
-func made(records ...store.Record) []store.Made {
-	list := make([]store.Made, len(records))
-	for i, r := range records {
-		list[i] = store.Made{Key: r.Key(), Result: r.Result, DeviceInfo: r.DeviceInfo}
-	}
-	return list
 }
 
 // work is what there is to make.
@@ -336,7 +327,7 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, todo work, reach R
 			}
 		}
 		if r := pr.records[i]; i+1 < len(todo.chains) && a.runsPrograms(r.Attachment.Config) {
-			early.Go(func() error { return a.Store.Attached(ctx, made(r)...) })
+			early.Go(func() error { return a.Store.Attached(ctx, r) })
 		}
 	}
 	return brought, nil

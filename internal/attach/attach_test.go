@@ -612,7 +612,7 @@ type lateStore struct {
 	err  error
 }
 
-func (s lateStore) Attached(ctx context.Context, made ...store.Made) error {
+func (s lateStore) Attached(ctx context.Context, records ...store.Record) error {
 	select {
 	case <-s.told:
 	case <-ctx.Done():
@@ -621,7 +621,7 @@ func (s lateStore) Attached(ctx context.Context, made ...store.Made) error {
 	if s.err != nil {
 		return s.err
 	}
-	return s.Store.Attached(ctx, made...)
+	return s.Store.Attached(ctx, records...)
 }
 
 // listingStore lists which attachments' results it was given together.
@@ -630,13 +630,13 @@ type listingStore struct {
 	calls *[][]int
 }
 
-func (s listingStore) Attached(ctx context.Context, made ...store.Made) error {
+func (s listingStore) Attached(ctx context.Context, records ...store.Record) error {
 	var call []int
-	for _, m := range made {
-		call = append(call, m.Key.Index)
+	for _, r := range records {
+		call = append(call, r.Index)
 	}
 	*s.calls = append(*s.calls, call)
-	return s.Store.Attached(ctx, made...)
+	return s.Store.Attached(ctx, records...)
 }
 
 // TestResultsAreStoredInOneStep: only a program's DEL may need its result

@@ -83,7 +83,7 @@ func (a *Attacher) plug(ctx context.Context, pr *progress, reach Reach, pod *rtn
 		return err
 	}
 	pr.records[0].Result, pr.records[0].DeviceInfo = raw, pr.done[0].DeviceInfo
-	return a.Store.Attached(ctx, made(pr.records...)...)
+	return a.Store.Attached(ctx, pr.records...)
 }
 
 func (c chain) aboutRoutes(err error) error {

@@ -357,9 +357,9 @@ type forgetful struct{ Store }
 
 var errFull = errors.New("no space left on device")
 
-func (forgetful) Begin(context.Context, []store.Record) error   { return errFull }
-func (forgetful) Remove(context.Context, ...store.Key) error    { return errFull }
-func (forgetful) Attached(context.Context, ...store.Made) error { return errFull }
+func (forgetful) Begin(context.Context, []store.Record) error     { return errFull }
+func (forgetful) Remove(context.Context, ...store.Key) error      { return errFull }
+func (forgetful) Attached(context.Context, ...store.Record) error { return errFull }
 
 func TestFullDiskRefusesAddBeforeAnythingIsMade(t *testing.T) {
 	m := newMachine(t, t.TempDir())

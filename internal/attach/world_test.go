@@ -285,8 +285,8 @@ func (d disk) Begin(ctx context.Context, rs []store.Record) (err error) {
 	return errors.Join(d.world.do("store", "begin", func() { err = d.Store.Begin(ctx, rs) }), err)
 }
 
-func (d disk) Attached(ctx context.Context, made ...store.Made) (err error) {
-	return errors.Join(d.world.do("store", "attached", func() { err = d.Store.Attached(ctx, made...) }), err)
+func (d disk) Attached(ctx context.Context, records ...store.Record) (err error) {
+	return errors.Join(d.world.do("store", "attached", func() { err = d.Store.Attached(ctx, records...) }), err)
 }
 
 func (d disk) Remove(ctx context.Context, keys ...store.Key) (err error) {

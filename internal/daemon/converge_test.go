@@ -320,7 +320,8 @@ func TestRecordsMakeTheSameStatusAsTheAdd(t *testing.T) {
 			if err := s.Begin(t.Context(), []store.Record{r}); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Attached(t.Context(), store.Made{Key: r.Key(), Result: raw, DeviceInfo: info}); err != nil {
+			r.Result, r.DeviceInfo = raw, info
+			if err := s.Attached(t.Context(), r); err != nil {
 				t.Fatal(err)
 			}
 			records, err := s.Sandbox(id, "eth0")

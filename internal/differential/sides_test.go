@@ -103,13 +103,13 @@ func (r *records) Begin(_ context.Context, new []store.Record) error {
 	return nil
 }
 
-func (r *records) Attached(_ context.Context, made ...store.Made) error {
+func (r *records) Attached(_ context.Context, records ...store.Record) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, m := range made {
+	for _, n := range records {
 		for i := range r.all {
-			if r.all[i].Key() == m.Key {
-				r.all[i].Result, r.all[i].DeviceInfo = m.Result, m.DeviceInfo
+			if r.all[i].Key() == n.Key() {
+				r.all[i] = n
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,7 +38,7 @@ func TestFullDiskIsAnErrorUntilThereIsSpaceAgain(t *testing.T) {
 
 	must(t, os.Remove(ballast))
 	must(t, s.Healthy(ctx))
-	must(t, s.Attached(ctx, Made{Key: Key{"first", "eth0", 0}, Result: json.RawMessage(`{}`)}))
+	must(t, s.Attached(ctx, attached(record("first", "eth0", 0), `{}`)))
 	must(t, s.Remove(ctx, stored...))
 	must(t, s.Close())
 	got, err = open(t, dir).All()

@@ -123,19 +123,28 @@ func put(tx *bbolt.Tx, entries []entry) error {
 	return nil
 }
 
-func decodeRecord(k Key, b []byte) (Record, error) {
+// unseal returns the JSON of a record that is as seal left it.
+func unseal(b []byte) ([]byte, error) {
 	if len(b) == 0 {
-		return Record{}, errors.New("it is empty")
+		return nil, errors.New("it is empty")
 	}
 	if b[0] != format {
-		return Record{}, fmt.Errorf("it has format %d, this version of Braid knows %d", b[0], format)
+		return nil, fmt.Errorf("it has format %d, this version of Braid knows %d", b[0], format)
 	}
 	if len(b) < headerSize {
-		return Record{}, errors.New("it is cut short")
+		return nil, errors.New("it is cut short")
 	}
 	data := b[headerSize:]
 	if crc32.Checksum(data, castagnoli) != binary.BigEndian.Uint32(b[1:headerSize]) {
-		return Record{}, errors.New("its checksum is wrong")
+		return nil, errors.New("its checksum is wrong")
+	}
+	return data, nil
+}
+
+func decodeRecord(k Key, b []byte) (Record, error) {
+	data, err := unseal(b)
+	if err != nil {
+		return Record{}, err
 	}
 	var r Record
 	if err := json.Unmarshal(data, &r); err != nil {

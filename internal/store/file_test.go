@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -218,7 +217,7 @@ func TestStoreThatCannotBeWrittenIsReadUntilItCan(t *testing.T) {
 	}
 	must(t, unix.Mount("", dir, "", unix.MS_REMOUNT, ""))
 	must(t, s.Healthy(ctx))
-	must(t, s.Attached(ctx, Made{Key: Key{"c1", "eth0", 0}, Result: json.RawMessage(`{}`)}))
+	must(t, s.Attached(ctx, attached(record("c1", "eth0", 0), `{}`)))
 	if all, err := s.All(); err != nil || len(all) != 1 || !all[0].Complete() {
 		t.Errorf("All = %v, %v", all, err)
 	}

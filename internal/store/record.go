@@ -69,13 +69,6 @@ type Record struct {
 	Leaving bool `json:"leaving,omitempty"`
 }
 
-// Made is what the ADD of one attachment came to, as in its Record.
-type Made struct {
-	Key        Key
-	Result     json.RawMessage
-	DeviceInfo json.RawMessage
-}
-
 // Key is the key that the record is stored under.
 func (r Record) Key() Key {
 	return Key{ContainerID: r.Sandbox.ContainerID, IfName: r.Sandbox.IfName, Index: r.Index}

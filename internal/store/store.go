@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -140,21 +139,24 @@ func (s *Store) Begin(ctx context.Context, records []Record) error {
 	return s.write(ctx, func(tx *bbolt.Tx) error { return put(tx, entries) })
 }
 
-// Attached completes records with what came of their ADDs, all of them or none.
-func (s *Store) Attached(ctx context.Context, made ...Made) error {
-	for _, m := range made {
-		if !json.Valid(m.Result) {
-			return fmt.Errorf("store result of %v: it is not JSON", m.Key)
+// Attached replaces records by what their ADDs made of them, all of them or
+// none: each has its result. One that is not in the store, or damaged there, is
+// an error. (The caller has them whole. Were only the results passed, the rest
+// would be decoded and encoded again while other changes wait.)
+func (s *Store) Attached(ctx context.Context, records ...Record) error {
+	for _, r := range records {
+		if !r.Complete() {
+			return fmt.Errorf("store result of %v: there is none", r.Key())
 		}
-		if len(m.DeviceInfo) > 0 && !json.Valid(m.DeviceInfo) {
-			return fmt.Errorf("store device info of %v: it is not JSON", m.Key)
-		}
+	}
+	entries, err := encodeAll(records)
+	if err != nil {
+		return err
 	}
 	// An outcome of this one change must not fail those committed with it.
 	var refused error
-	err := s.write(ctx, func(tx *bbolt.Tx) error {
-		var entries []entry
-		if entries, refused = complete(tx, made); refused != nil {
+	err = s.write(ctx, func(tx *bbolt.Tx) error {
+		if refused = began(tx, records, entries); refused != nil {
 			return nil
 		}
 		return put(tx, entries)
@@ -165,22 +167,14 @@ func (s *Store) Attached(ctx context.Context, made ...Made) error {
 	return refused
 }
 
-// complete is the records that lie in the store with what came of their ADDs.
-func complete(tx *bbolt.Tx, made []Made) ([]entry, error) {
-	completed := make([]Record, len(made))
-	for i, m := range made {
-		key, err := m.Key.encode()
-		if err != nil {
-			return nil, fmt.Errorf("store result: %w", err)
+// began refuses records of which none lies in the store intact.
+func began(tx *bbolt.Tx, records []Record, entries []entry) error {
+	for i, e := range entries {
+		if _, err := unseal(tx.Bucket(bucketAttachments).Get(e.key)); err != nil {
+			return fmt.Errorf("store result: record of %v: %w", records[i].Key(), err)
 		}
-		r, err := decodeRecord(m.Key, tx.Bucket(bucketAttachments).Get(key))
-		if err != nil {
-			return nil, fmt.Errorf("store result: record of %v: %w", m.Key, err)
-		}
-		r.Result, r.DeviceInfo = m.Result, m.DeviceInfo
-		completed[i] = r
 	}
-	return encodeAll(completed)
+	return nil
 }
 
 // Remove forgets records, damaged ones included. Removing what is not there

@@ -49,6 +49,12 @@ func record(id, ifName string, index int) Record {
 	}
 }
 
+// attached is what an ADD with this result makes of a record.
+func attached(r Record, result string) Record {
+	r.Result = json.RawMessage(result)
+	return r
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -68,8 +74,8 @@ func TestRecordsSurviveReopeningByteForByte(t *testing.T) {
 	must(t, s.Begin(ctx, []Record{record("c1", "eth", 0), record("c", "eth0", 0), record("c11", "eth0", 0)}))
 	result := json.RawMessage(`{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.1/24"}]}`)
 	device := json.RawMessage(`{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:01:02.2"}}`)
-	must(t, s.Attached(ctx, Made{Key: want[3].Key(), Result: result, DeviceInfo: device}))
 	want[3].Result, want[3].DeviceInfo = result, device
+	must(t, s.Attached(ctx, want[3]))
 	must(t, s.Close())
 
 	got, err := open(t, dir).Sandbox("c1", "eth0")
@@ -98,15 +104,23 @@ func TestRemoveForgetsAndMayBeRepeated(t *testing.T) {
 
 func TestResultWithoutRecordIsRefused(t *testing.T) {
 	s, ctx := open(t, t.TempDir()), context.Background()
-	if err := s.Attached(ctx, Made{Key: Key{"c1", "eth0", 0}, Result: json.RawMessage(`{}`)}); err == nil {
+	if err := s.Attached(ctx, attached(record("c1", "eth0", 0), `{}`)); err == nil {
 		t.Error("a result was stored for an attachment that never began")
 	}
 	must(t, s.Begin(ctx, []Record{record("c1", "eth0", 0)}))
-	if err := s.Attached(ctx, Made{Key: Key{"c1", "eth0", 0}, Result: json.RawMessage(`{`)}); err == nil {
+	if err := s.Attached(ctx, record("c1", "eth0", 0)); err == nil {
+		t.Error("no result was stored as one")
+	}
+	if err := s.Attached(ctx, attached(record("c1", "eth0", 0), `{`)); err == nil {
 		t.Error("a result that is not JSON was stored")
 	}
-	if err := s.Attached(ctx, Made{Key: Key{"c1", "eth0", 0}, Result: json.RawMessage(`{}`), DeviceInfo: json.RawMessage(`{`)}); err == nil {
+	r := attached(record("c1", "eth0", 0), `{}`)
+	r.DeviceInfo = json.RawMessage(`{`)
+	if err := s.Attached(ctx, r); err == nil {
 		t.Error("device info that is not JSON was stored")
+	}
+	if all, err := s.All(); err != nil || len(all) != 1 || all[0].Complete() {
+		t.Errorf("what was refused changed the record: %+v, %v", all, err)
 	}
 }
 
@@ -287,7 +301,7 @@ func TestParallelWritersAreAllStored(t *testing.T) {
 			r := record(fmt.Sprintf("c%d", i), "eth0", 0)
 			if err := errors.Join(
 				s.Begin(ctx, []Record{r}),
-				s.Attached(ctx, Made{Key: r.Key(), Result: json.RawMessage(`{}`)}),
+				s.Attached(ctx, attached(r, `{}`)),
 			); err != nil {
 				t.Error(err)
 			}
@@ -385,12 +399,12 @@ func TestStoreEqualsAMap(t *testing.T) {
 				must(t, s.Begin(ctx, []Record{r}))
 				model[k] = r
 			case 1:
-				r, ok := model[k]
-				if err := s.Attached(ctx, Made{Key: k, Result: json.RawMessage(`{"x":1}`)}); (err == nil) != ok {
+				_, ok := model[k]
+				r := attached(record(k.ContainerID, k.IfName, k.Index), `{"x":1}`)
+				if err := s.Attached(ctx, r); (err == nil) != ok {
 					rt.Fatalf("Attached(%v) = %v, known: %v", k, err, ok)
 				}
 				if ok {
-					r.Result = json.RawMessage(`{"x":1}`)
 					model[k] = r
 				}
 			case 2:
@@ -443,7 +457,7 @@ func BenchmarkBeginAttachedRemove(b *testing.B) {
 	r := record("c1", "eth0", 0)
 	for b.Loop() {
 		must(b, s.Begin(ctx, []Record{r}))
-		must(b, s.Attached(ctx, Made{Key: r.Key(), Result: json.RawMessage(`{}`)}))
+		must(b, s.Attached(ctx, attached(r, `{}`)))
 		must(b, s.Remove(ctx, r.Key()))
 	}
 }
