@@ -267,10 +267,12 @@ func (a *Attacher) attachAll(ctx context.Context, pr *progress, reach Reach, pod
 	if reach.Made != nil {
 		reach.Made(pr.done)
 	}
-	// The kernel works while the disk does.
-	stored := make(chan error, 1)
-	go func() { stored <- a.Store.Attached(ctx, pr.records...) }()
-	return errors.Join(finish(ctx, pr.left), <-stored)
+	// The kernel works while the disk does, which takes longer and so goes
+	// first: a goroutine begins late.
+	finished := make(chan error, 1)
+	go func() { finished <- finish(ctx, pr.left) }()
+	err = a.Store.Attached(ctx, pr.records...)
+	return errors.Join(<-finished, err)
 }
 
 // work is what there is to make.
@@ -286,14 +288,19 @@ type work struct {
 // begin stores the intents, and prepares what they are about while the disk
 // works.
 func (a *Attacher) begin(ctx context.Context, records []store.Record, reach Reach, pod *rtnl.Handle) (work, error) {
-	stored := make(chan error, 1)
-	go func() { stored <- a.Store.Begin(ctx, records) }()
 	w := work{lift: pod != nil && contested(records)}
-	w.chains, w.foretold = a.chains(records, reach, pod)
-	if err := <-stored; err != nil {
-		return w, fmt.Errorf("%w: %w", errNotRecorded, err)
+	prepared := make(chan error, 1)
+	go func() {
+		prepared <- Safely(func() error {
+			w.chains, w.foretold = a.chains(records, reach, pod)
+			return nil
+		})
+	}()
+	err := a.Store.Begin(ctx, records)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errNotRecorded, err)
 	}
-	return w, nil
+	return w, errors.Join(err, <-prepared)
 }
 
 // makeAll makes the attachments, in the namespace that pod is in. Where the
@@ -333,12 +340,13 @@ func (a *Attacher) makeAll(ctx context.Context, pr *progress, todo work, reach R
 	return brought, nil
 }
 
-// chains are those of the records. From the one with the number foretold on
-// they are ready to tell what they come to.
+// chains are those of the records, ready to begin. From the one with the number
+// foretold on they are ready to tell what they come to.
 func (a *Attacher) chains(records []store.Record, reach Reach, pod *rtnl.Handle) (list []chain, foretold int) {
 	for _, r := range records {
 		c := a.chain(r, reach)
 		c.pod = pod
+		c.prepare()
 		list = append(list, c)
 	}
 	foretold = len(list)

@@ -208,6 +208,17 @@ func finish(ctx context.Context, left []unfinished) error {
 	return nil
 }
 
+// prepare has the first plugin of ADD ready. Where that cannot be, attach will
+// say why.
+func (c *chain) prepare() {
+	if len(c.plugins()) == 0 {
+		return
+	}
+	if m, err := c.member(0, nil, nil); err == nil {
+		c.first = &m
+	}
+}
+
 // next is the i-th plugin of ADD.
 func (c chain) next(i int, prev *current.Result) (member, error) {
 	if i == 0 && c.first != nil {

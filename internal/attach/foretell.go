@@ -27,19 +27,16 @@ func foreseeable(chains []chain) int {
 	return first
 }
 
-// foreseeable prepares the chain's first plugin. What is told of a device is
-// what its plugin writes down.
+// foreseeable gives the chain's first plugin what it needs to tell the same as
+// it makes later. What is told of a device is what its plugin writes down.
 func (c *chain) foreseeable() bool {
 	for _, p := range c.plugins() {
 		if _, ok := c.attacher.Drivers[p.Type].(driver.Foreteller); !ok {
 			return false
 		}
 	}
-	if len(c.plugins()) == 0 || c.info() != nil {
-		return false
-	}
-	m, err := c.member(0, nil, nil)
-	if err != nil {
+	m := c.first
+	if m == nil || c.info() != nil {
 		return false
 	}
 	if m.spec.IPAM != nil {
@@ -49,7 +46,6 @@ func (c *chain) foreseeable() bool {
 		m.spec.IPAM = &once{IPAM: m.spec.IPAM}
 	}
 	m.spec.MAC = randomMAC()
-	c.first = &m
 	return true
 }
 

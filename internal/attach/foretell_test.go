@@ -104,6 +104,7 @@ func TestAddressesThatWereAskedForAheadAreReleased(t *testing.T) {
 func TestAddressIsAskedForAgainAfterItWasReleased(t *testing.T) {
 	m := newMachine(t, t.TempDir())
 	c := m.chain(intents(sandbox("c"), planOf(network("eth0", "sees+")))[0], m.reach())
+	c.prepare()
 	if !c.foreseeable() {
 		t.Fatal("it cannot be foretold")
 	}
